@@ -1,0 +1,2695 @@
+#!/usr/bin/env python3
+"""Bring this machine to the newest commit of its branch, or leave it as it was.
+
+    deploy_machine.py [deploy|plan|status|history|rollback] [options]      (see --help)
+
+A deploy, in order; `deploy()` and `bring_to_target()` below read the same way:
+
+  1. take the lock and clean up what an interrupted deploy left
+  2. fetch; find the commit to deploy; let that commit's own copy of this script take over
+  3. build the release beside the running one: check out, link shared files, run the steps
+  4. make it durable on disk, then swap the link `current` in one rename
+  5. bring the services of this machine's roles to it
+  6. confirm that they run and answer; otherwise swap back and remember the commit as bad
+  7. record the result, remove releases and environments that nothing needs any more
+
+Exit codes: 0 the machine runs what was asked for, or something newer; 2 usage or
+configuration error, nothing was touched; 10 failed before the switch, the old release
+serves; 11 the new release was unhealthy, the previous one serves again; 12 unhealthy and
+nothing good to go back to; 75 try again later (repository out of reach, or lock held).
+1 is a crash: a bug in this file.
+
+What it owns below its root (/srv/app): repo.git releases/ current envs/ state/ and
+bin/deploy_machine.py. It reads machine.ini and shared/.env and never writes to shared/.
+
+It needs Python 3.9 or newer and nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "deploy_machine.py needs Python 3.9 or newer, but %s is %d.%d: install a newer python3\n"
+        % (sys.executable, sys.version_info[0], sys.version_info[1])
+    )
+    raise SystemExit(2)
+
+import argparse
+import configparser
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
+
+VERSION = "0.1.0"
+SCHEMA = 1  # of the result, the history and every file below state/
+
+EXIT_USAGE = 2
+EXIT_CODES = {
+    "deployed": 0,
+    "unchanged": 0,
+    "superseded": 0,
+    "rolled_back_on_request": 0,
+    "failed": 10,
+    "rolled_back": 11,
+    "broken": 12,
+    "unreachable": 75,
+    "busy": 75,
+}
+
+SCRIPT_IN_REPOSITORY = "scripts/deploy_machine.py"
+SYSTEMCTL = "/usr/bin/systemctl"  # absolute: sudo grants exactly these calls and no others
+NGINX = "/usr/sbin/nginx"
+
+QUERY_TIMEOUT = 60.0  # seconds; for commands that only read
+LOCK_TIMEOUT = 1800.0
+FETCH_TIMEOUT = 60.0
+BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
+STAYS_HEALTHY = 1.0  # seconds that a release with a health check must stay healthy
+STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
+TAIL_LINES = 20  # of a failed command, repeated in the message
+HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
+
+# The configuration of an application that says nothing. Its deploy.ini overrides key by key.
+DEFAULTS = """\
+[deploy]
+branch = main
+keep = 5                         ; releases kept, the running one among them
+shared = .env media              ; linked from shared/ into each release
+python = python3                 ; makes the virtual environments
+health_timeout = 60              ; seconds until a new release must be healthy
+step_timeout = 1800              ; seconds; [step NAME] timeout = ... overrides it
+service_timeout = 300            ; seconds for one start or stop: a running job may end first
+
+; Steps run in the order of their sections; a new one comes last, or right behind the
+; one that it names with after =. "a|b" stands for whichever of the files is there.
+; Of steps that provide the same path, the first that applies is taken.
+
+[step python]
+inputs = pyproject.toml poetry.lock
+provides = .venv
+run = poetry sync --only main --no-root --no-interaction
+
+[step python-uv]
+inputs = pyproject.toml uv.lock
+provides = .venv
+run = uv sync --locked --no-dev --no-install-project
+
+[step python-pip]
+inputs = requirements.txt
+provides = .venv
+run = python -m pip install --disable-pip-version-check --requirement requirements.txt
+
+[step node]
+roles = frontend
+inputs = package.json package-lock.json
+provides = node_modules
+run = npm ci --no-audit --no-fund
+
+[step node-pnpm]
+roles = frontend
+inputs = package.json pnpm-lock.yaml
+provides = node_modules
+run = pnpm install --frozen-lockfile
+
+[step node-yarn]
+roles = frontend
+inputs = package.json yarn.lock
+provides = node_modules
+run = yarn install --frozen-lockfile
+
+[step build]
+roles = frontend
+inputs = package.json package-lock.json|pnpm-lock.yaml|yarn.lock frontend/
+provides = static/dist
+run = npm run build
+
+[step migrate]
+inputs = **/migrations/*.py poetry.lock|uv.lock|requirements.txt
+when = manage.py                 ; applies only if these paths exist in the commit
+run = python manage.py migrate --noinput
+
+[step collectstatic]
+roles = frontend
+when = manage.py
+provides = staticfiles
+keep_days = 7                    ; files of earlier releases stay in it that long
+run = python manage.py collectstatic --noinput
+
+[role scheduler]
+services = scheduler.service
+
+[role frontend]
+services = gunicorn.service
+reload = nginx.service
+health = http://127.0.0.1/healthz
+"""
+
+LOCK_FILES = {"poetry.lock", "uv.lock", "package-lock.json", "pnpm-lock.yaml", "yarn.lock"}
+HOW_TO_GET = {
+    "poetry": "https://python-poetry.org/docs/#installation (for the deploy user: pipx install poetry)",
+    "uv": "https://docs.astral.sh/uv/getting-started/installation/",
+    "npm": "apt install npm, or dnf install npm",
+    "git": "apt install git, or dnf install git",
+    "sudo": "apt install sudo, or dnf install sudo",
+}
+
+
+# --- errors: one class per reason, each with its outcome ------------------------------------
+
+
+class DeployError(Exception):
+    """An expected failure: one line for people, and an optional `detail` of more lines."""
+
+    outcome = "failed"
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class UsageError(DeployError):
+    """Wrong arguments or configuration: exit code 2, no result, nothing was touched."""
+
+
+class CommandError(DeployError):
+    """A command could not be started, failed, or took too long."""
+
+
+class Unreachable(DeployError):
+    outcome = "unreachable"
+
+
+class Busy(DeployError):
+    outcome = "busy"
+
+
+class Unhealthy(DeployError):
+    outcome = "rolled_back"
+
+
+class Broken(DeployError):
+    outcome = "broken"
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGINT arrived. Not an Exception: nothing but main() may swallow it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}"
+
+
+# --- log: stderr for people, native journal entries, systemd's status line --------------------
+
+
+class Log:
+    """Writes each line to stderr and, on a machine that is set up, to the journal.
+
+    A log line can never end a deploy: a closed pipe or a full journal only silences that way.
+    """
+
+    ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+    COLOURS: Mapping[int, str] = {ERROR: "\033[31m", WARNING: "\033[33m", NOTICE: "\033[1m"}
+
+    def __init__(self) -> None:
+        self.fields: dict[str, str] = {}  # sent along with every journal entry
+        self.journal: socket.socket | None = None
+        self.stderr = True
+        self.colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+
+    def use_journal(self) -> None:
+        """Send entries to journald as well (instead, when stderr already leads there)."""
+        with contextlib.suppress(OSError):
+            self.journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self.journal.connect("/run/systemd/journal/socket")
+            self.journal.setblocking(False)
+            status = os.fstat(2)
+            self.stderr = os.environ.get("JOURNAL_STREAM") != f"{status.st_dev}:{status.st_ino}"
+            return
+        self.journal = None
+
+    def __call__(self, message: str, level: int = INFO, **fields: str) -> None:
+        if self.stderr:
+            colour = self.COLOURS.get(level, "") if self.colour else ""
+            try:
+                # backslashreplace: a step may print what this terminal cannot show
+                encoded = f"{colour}{message}{colour and chr(27) + '[0m'}\n".encode("utf-8", "backslashreplace")
+                os.write(2, encoded)
+            except OSError:
+                self.stderr = False  # whoever listened has gone; the deploy goes on
+        if self.journal and message.strip():
+            entry = {"MESSAGE": message, "PRIORITY": str(level), "SYSLOG_IDENTIFIER": "deploy-machine"}
+            with contextlib.suppress(OSError):
+                self.journal.send(journal_datagram({**entry, **self.fields, **fields}))
+
+    def warning(self, message: str) -> None:
+        self(message, Log.WARNING)
+
+    def output(self, line: str) -> None:
+        """One line that a command printed."""
+        self(f"    {line}")
+
+
+def journal_datagram(fields: Mapping[str, str]) -> bytes:
+    """Serialise fields in systemd's native journal protocol (length-prefixed form)."""
+    parts = []
+    for name, value in fields.items():
+        data = value.encode("utf-8", "backslashreplace")[:60_000]
+        parts.append(name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n")
+    return b"".join(parts)
+
+
+log = Log()
+
+
+def notify_systemd(message: str) -> None:
+    """Send one sd_notify message, e.g. `READY=1`; does nothing when systemd did not ask."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.send(message.encode("utf-8", "backslashreplace"))
+
+
+def show_progress(text: str) -> None:
+    """Show what is going on in `systemctl status` (only when started as a service)."""
+    notify_systemd("STATUS=" + text.replace("\n", " "))
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Completed:
+    """What a command left: exit status, and its output (`out` holds both streams if live)."""
+
+    code: int
+    out: str
+    err: str
+
+
+def base_environment() -> dict[str, str]:
+    """The environment of every command: built, not inherited, so that each trigger has the same."""
+    home = os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    path = f"{home}/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {"PATH": path, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float = QUERY_TIMEOUT,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    live: bool = False,
+    check: bool = True,
+) -> Completed:
+    """Run one command to its end, in its own session, for at most `timeout` seconds.
+
+    live: print `+ command` and its output line by line as it comes.
+    check: raise CommandError unless it ends with 0. It is also raised, whatever `check` says,
+    when the command cannot be started or takes too long; then its whole process group is ended.
+    """
+    shown = shlex.join(argv)
+    env = base_environment() if env is None else env
+    if live:
+        log(f"  + {shown}")
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if live else subprocess.PIPE,
+            cwd=cwd,
+            env=dict(env),
+            start_new_session=True,
+        )
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        raise cannot_start(argv[0], error) from None
+    try:
+        out, err = collect_output(process, time.monotonic() + timeout, live)
+        if process.poll() is None:
+            end_group(process)
+            raise CommandError(f"{shown} took longer than {timeout:g} s and was ended", tail(out + err))
+    except BaseException:
+        end_group(process)
+        raise
+    if check and process.returncode != 0:
+        reason = f"ended with {process.returncode}"
+        if process.returncode < 0:
+            reason = f"was killed by {signal.Signals(-process.returncode).name}"
+        raise CommandError(f"{shown} {reason}" + (f" (in {cwd})" if cwd else ""), tail(out + err))
+    return Completed(process.returncode, out, err)
+
+
+def cannot_start(program: str, error: OSError) -> CommandError:
+    if error.errno == errno.EACCES:
+        return CommandError(f"{program}: may not be run: {error.strerror}")
+    hint = HOW_TO_GET.get(os.path.basename(program))
+    return CommandError(f"{program}: not found" + (f"; to get it: {hint}" if hint else ""))
+
+
+def collect_output(process: subprocess.Popen[bytes], deadline: float, live: bool) -> tuple[str, str]:
+    """Read both streams until the command ends or the deadline passes."""
+    assert process.stdout
+    buffers: dict[Any, bytearray] = {process.stdout: bytearray()}
+    if process.stderr:
+        buffers[process.stderr] = bytearray()
+    printed = 0
+    with selectors.DefaultSelector() as selector:
+        for stream in buffers:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            ready = selector.select(min(left, 0.5))
+            if not ready and process.poll() is not None:
+                break  # a background process that it left holds the pipe open
+            for key, _ in ready:
+                data = os.read(key.fd, 65536)
+                if not data:
+                    selector.unregister(key.fileobj)
+                buffers[key.fileobj] += data
+            if live:
+                printed = print_lines(buffers[process.stdout], printed, last=not selector.get_map())
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, deadline - time.monotonic()))
+    for stream in buffers:
+        stream.close()
+    texts = [bytes(buffer).decode("utf-8", "replace") for buffer in buffers.values()]
+    return texts[0], texts[1] if len(texts) > 1 else ""
+
+
+def print_lines(buffer: bytearray, start: int, last: bool) -> int:
+    """Print the whole lines of `buffer` from `start` on; return where the next ones begin."""
+    end = len(buffer) if last else buffer.rfind(b"\n") + 1
+    if end > start:
+        for line in bytes(buffer[start:end]).decode("utf-8", "replace").splitlines():
+            log.output(line.rstrip())
+    return max(start, end)
+
+
+def tail(text: str) -> str:
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-TAIL_LINES:])
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a command and everything in its process group: TERM, and KILL after five seconds."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def now() -> str:
+    """The present time in UTC, to the second, as in 2026-01-02T03:04:05Z."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write_file(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace a file at once and durably: whoever reads it sees the old or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link somewhere else in one rename."""
+    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    os.symlink(target, temporary)
+    os.replace(temporary, link)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if it is missing, damaged or of another schema."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        log.warning(f"{path} cannot be read and is ignored")
+        return None
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_file(path, json.dumps({"schema": SCHEMA, **value}) + "\n")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or tree, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path, onerror=make_removable)
+
+
+def make_removable(function: Callable[[str], Any], path: str, _: Any) -> None:
+    """For rmtree: steps may leave directories without write permission; try once more with it."""
+    if os.path.lexists(path):
+        os.chmod(os.path.dirname(path), 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.chmod(path, 0o700)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
+def parse_env_file(text: str) -> dict[str, str]:
+    """Parse what systemd accepts as EnvironmentFile=; lines that it would ignore are ignored.
+
+    Comments begin with # or ;, values may be 'literal', "with \\" escapes" or bare (then a
+    backslash escapes one character); a backslash at the end of a line continues it.
+    """
+    result: dict[str, str] = {}
+    position = 0
+    assignment = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*")
+    while position < len(text):
+        match = assignment.match(text, position)
+        if match:
+            value, position = parse_env_value(text, match.end())
+            result[match.group(1)] = value
+        else:
+            while position < len(text) and text[position] != "\n":
+                position += 2 if text[position] == "\\" else 1
+            position += 1
+    return result
+
+
+def parse_env_value(text: str, position: int) -> tuple[str, int]:
+    """One value of an EnvironmentFile from `position` on, and where the next line begins."""
+    value, quote, keep = "", "", 0  # keep: how much of value a trailing blank must not cost
+    while position < len(text) and (quote or text[position] != "\n"):
+        char = text[position]
+        position += 1
+        if quote and char == quote:
+            quote = ""
+        elif not quote and char in "'\"":
+            quote = char
+        elif char == "\\" and quote != "'" and position < len(text):
+            following = text[position]
+            position += 1
+            if quote and following not in '"\\`$\n':
+                value += "\\"
+            value += "" if following == "\n" else following
+        else:
+            value += char
+            if not quote and char in " \t\r":
+                continue
+        keep = len(value)
+    return value[:keep], position + 1
+
+
+# --- configuration ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One [step NAME] section: a command that is a function of its inputs."""
+
+    name: str
+    run: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ()
+    when: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    after: str = ""
+    timeout: float = 0.0
+    keep_days: int = 0
+
+    @property
+    def makes_venv(self) -> bool:
+        return ".venv" in self.provides
+
+    @property
+    def syncs(self) -> bool:
+        """Whether its command brings an existing environment to the lock file (and removes the rest)."""
+        return "sync" in self.run[:2] or "pip-sync" in self.run[:1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """One [role NAME] section: what runs on a machine of that role and how to tell it is well."""
+
+    name: str
+    services: tuple[str, ...] = ()
+    reload: tuple[str, ...] = ()
+    health: str = ""
+    check: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The built-in defaults, overridden by the deploy.ini of one commit."""
+
+    branch: str
+    keep: int
+    shared: tuple[str, ...]
+    python: str
+    health_timeout: float
+    service_timeout: float
+    steps: tuple[Step, ...]
+    roles: Mapping[str, Role]
+    sets_branch: bool
+
+
+KEYS = {
+    "deploy": {"branch", "keep", "shared", "python", "health_timeout", "step_timeout", "service_timeout"},
+    "step": {field.name for field in dataclasses.fields(Step)} - {"name"},
+    "role": {field.name for field in dataclasses.fields(Role)} - {"name"},
+}
+
+
+def parse_config(text: str, source: str) -> Config:
+    """Read a deploy.ini on top of the defaults. Raises UsageError: one line, naming `source`."""
+    parser = new_ini_parser()
+    parser.read_string(DEFAULTS)
+    try:
+        own = new_ini_parser()
+        own.read_string(text)
+        parser.read_string(text)
+        check_sections(own)
+        steps = [parse_step(section[5:], parser) for section in parser.sections() if section.startswith("step ")]
+        roles = [
+            parse_role(section[5:], parser[section]) for section in parser.sections() if section.startswith("role ")
+        ]
+        deploy = parser["deploy"]
+        config = Config(
+            branch=check_ref(deploy["branch"]),
+            keep=int(number(deploy, "keep", least=1)),
+            shared=tuple(inside(path) for path in deploy["shared"].split()),
+            python=deploy["python"],
+            health_timeout=number(deploy, "health_timeout"),
+            service_timeout=number(deploy, "service_timeout"),
+            steps=in_order([step for step in steps if step.run]),
+            roles={role.name: role for role in roles},
+            sets_branch=own.has_option("deploy", "branch"),
+        )
+        check_roles(config)
+        return config
+    except configparser.Error as error:
+        raise UsageError(f"{source}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
+def new_ini_parser() -> configparser.ConfigParser:
+    return configparser.ConfigParser(
+        interpolation=None, delimiters=("=",), inline_comment_prefixes=(";",), default_section="\0"
+    )
+
+
+def check_sections(own: configparser.ConfigParser) -> None:
+    for section in own.sections():
+        kind, _, name = section.partition(" ")
+        if kind not in KEYS or (kind == "deploy") == bool(name) or not re.fullmatch(r"[A-Za-z0-9_.-]*", name):
+            raise ValueError(f"unknown section [{section}]: use [deploy], [step NAME] or [role NAME]")
+        for key in own[section]:
+            if key not in KEYS[kind]:
+                raise ValueError(f"[{section}]: unknown key {key!r}: use {', '.join(sorted(KEYS[kind]))}")
+
+
+def number(section: Mapping[str, str], key: str, least: float = 0.1) -> float:
+    try:
+        value = float(section[key])
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= 1e6:
+        raise ValueError(f"{key} = {section[key]}: not a number between {least:g} and 1000000")
+    return value
+
+
+def inside(path: str) -> str:
+    """A path of deploy.ini, checked to stay inside the release."""
+    if path.startswith(("/", "-")) or ".." in path.split("/") or path.strip("/") in ("", "."):
+        raise ValueError(f"{path}: must be a path inside the repository")
+    return path
+
+
+def check_ref(name: str) -> str:
+    """A branch name as git itself would accept it, and nothing that could be taken for an option."""
+    if (
+        not re.fullmatch(r"(?!-)[^\s~^:?*\[\\\x00-\x20\x7f]+", name)
+        or ".." in name
+        or name.endswith((".lock", "/", "."))
+    ):
+        raise ValueError(f"{name!r} is not a branch name")
+    return name
+
+
+def words(text: str, key: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"{key} = {text}: {error}") from None
+
+
+def parse_step(name: str, parser: configparser.ConfigParser) -> Step:
+    section = parser[f"step {name}"]
+    try:
+        return Step(
+            name=name,
+            run=words(section.get("run", ""), "run"),
+            inputs=tuple(inside(path) for path in section.get("inputs", "").split()),
+            provides=tuple(inside(path).rstrip("/") for path in section.get("provides", "").split()),
+            when=tuple(inside(path) for path in section.get("when", "").split()),
+            roles=tuple(section.get("roles", "").split()),
+            after=section.get("after", ""),
+            timeout=number(
+                section if "timeout" in section else parser["deploy"],
+                "timeout" if "timeout" in section else "step_timeout",
+            ),
+            keep_days=int(number(section, "keep_days", least=0)) if "keep_days" in section else 0,
+        )
+    except ValueError as error:
+        raise ValueError(f"[step {name}]: {error}") from None
+
+
+def parse_role(name: str, section: Mapping[str, str]) -> Role:
+    role = Role(
+        name=name,
+        services=tuple(section.get("services", "").split()),
+        reload=tuple(section.get("reload", "").split()),
+        health=section.get("health", "").strip(),
+        check=words(section.get("check", ""), "check"),
+    )
+    for unit in role.services + role.reload:
+        if not re.fullmatch(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*\.(service|socket|timer|target)", unit):
+            raise ValueError(f"[role {name}]: {unit!r} is not a unit name such as gunicorn.service")
+    if role.health and not re.match(r"http://[^/]+(/|$)|http\+unix://(/[^:]+):/", role.health):
+        raise ValueError(f"[role {name}]: health = {role.health}: use http://HOST/PATH or http+unix:///SOCKET:/PATH")
+    return role
+
+
+def in_order(steps: list[Step]) -> tuple[Step, ...]:
+    """The steps in the order of their sections, those with `after` right behind the one they name."""
+    ordered = [step for step in steps if not step.after]
+    waiting = [step for step in steps if step.after]
+    while waiting:
+        names = [step.name for step in ordered]
+        movable = [step for step in waiting if step.after in names]
+        if not movable:
+            raise ValueError(f"[step {waiting[0].name}]: after = {waiting[0].after}: no such step before it")
+        for step in reversed(movable):
+            ordered.insert(names.index(step.after) + 1, step)
+            waiting.remove(step)
+            names = [step.name for step in ordered]
+    return tuple(ordered)
+
+
+def check_roles(config: Config) -> None:
+    for step in config.steps:
+        for name in step.roles:
+            if name not in config.roles:
+                raise ValueError(f"[step {step.name}]: roles = {name}: there is no [role {name}]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """This machine: machine.ini, overridden by the command line."""
+
+    root: Path
+    name: str
+    roles: tuple[str, ...]
+    repo: str
+    branch: str  # empty: as deploy.ini says
+    fetch_timeout: float
+    boot_timeout: float
+    is_set_up: bool  # without machine.ini no service is touched
+
+    @property
+    def mirror(self) -> Path:
+        return self.root / "repo.git"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def current(self) -> Path:
+        return self.root / "current"
+
+    @property
+    def envs(self) -> Path:
+        return self.root / "envs"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+
+def load_machine(options: argparse.Namespace) -> Machine:
+    """Read machine.ini and check the root. Raises UsageError."""
+    root = find_root(options.root)
+    parser = new_ini_parser()
+    path = root / "machine.ini"
+    section: Mapping[str, str] = {}
+    try:
+        if path.exists():
+            parser.read_string(path.read_text(encoding="utf-8"))
+            known = {"name", "roles", "repo", "branch", "fetch_timeout", "boot_timeout"}
+            unknown = [name for name in parser.sections() if name != "machine"]
+            section = parser["machine"] if parser.has_section("machine") else {}
+            if unknown or not section or set(section) - known:
+                wrong = unknown[:1] or sorted(set(section) - known)[:1] or ["no [machine] section"]
+                raise ValueError(f"{wrong[0]}: expected [machine] with {', '.join(sorted(known))}")
+        branch = options.branch or section.get("branch", "")
+        return Machine(
+            root=root,
+            name=section.get("name", "") or socket.gethostname().partition(".")[0],
+            roles=tuple(dict.fromkeys(options.role or section.get("roles", "").split())),
+            repo=check_url(options.repo or section.get("repo", "")),
+            branch=check_ref(branch) if branch else "",
+            fetch_timeout=options.fetch_timeout
+            or number({**section, "fetch_timeout": section.get("fetch_timeout", str(FETCH_TIMEOUT))}, "fetch_timeout"),
+            boot_timeout=number(
+                {**section, "boot_timeout": section.get("boot_timeout", str(BOOT_TIMEOUT))}, "boot_timeout"
+            ),
+            is_set_up=bool(section),
+        )
+    except (configparser.Error, ValueError) as error:
+        raise UsageError(f"{path if section else root}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def check_url(url: str) -> str:
+    if url.startswith("-") or any(ord(char) < 33 for char in url):
+        raise ValueError(f"repository {url!r}: not an address that git could fetch from")
+    return url
+
+
+def find_root(given: str | None) -> Path:
+    """The root, as --root, $DEPLOY_ROOT or this script's place says; it must be ours."""
+    script = Path(__file__).resolve()
+    default = (
+        script.parent.parent
+        if script.parent.name == "bin" and (script.parent.parent / "machine.ini").exists()
+        else Path("/srv/app")
+    )
+    root = Path(given or os.environ.get("DEPLOY_ROOT") or default).absolute()
+    if not root.is_dir():
+        raise UsageError(
+            f"{root}: no such directory; name another with --root, or prepare the machine with setup_machine.py"
+        )
+    owner = root.stat().st_uid
+    if os.geteuid() == 0 and owner != 0:
+        become(owner)
+    try:
+        entries = {path.name for path in root.iterdir()}
+    except PermissionError:
+        raise UsageError(f"{root}: may not be read by this user; run as its owner: sudo -u '#{owner}' ...") from None
+    if entries and not entries & {"machine.ini", "state"}:
+        raise UsageError(
+            f"{root}: is neither empty nor a root of deploy_machine.py (no machine.ini); name another with --root"
+        )
+    return root
+
+
+def become(uid: int) -> None:
+    """Go on as the owner of the root: root must not leave files there that the owner cannot change."""
+    user = pwd.getpwuid(uid)
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(uid)
+    os.environ.update(HOME=user.pw_dir, USER=user.pw_name, LOGNAME=user.pw_name)
+    os.chdir("/")
+
+
+def must_own(machine: Machine) -> None:
+    owner = machine.root.stat().st_uid
+    if owner != os.geteuid():
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"#{owner}"
+        raise UsageError(f"{machine.root}: belongs to {name}; run this as that user: sudo -u {name} ...")
+
+
+# --- state and history --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class State:
+    """What must outlive a deploy: inputs of the last success of each step, and bad commits."""
+
+    path: Path
+    steps: dict[str, dict[str, str]]
+    bad: dict[str, dict[str, str]]
+
+    @classmethod
+    def load(cls, machine: Machine) -> State:
+        path = machine.state / "state.json"
+        data = read_json(path) or {}
+        return cls(path, dict(data.get("steps") or {}), dict(data.get("bad") or {}))
+
+    def save(self) -> None:
+        write_json(self.path, {"steps": self.steps, "bad": self.bad})
+
+    def remember_bad(self, commit: str, kind: str, why: str) -> None:
+        """kind: `unhealthy`, `step` (one failed) or `person` (somebody rolled back from it)."""
+        self.bad.pop(commit, None)
+        self.bad[commit] = {"kind": kind, "why": why, "when": now()}
+        self.bad = dict(list(self.bad.items())[-50:])
+        self.save()
+
+    def forget_bad(self, commit: str) -> None:
+        if self.bad.pop(commit, None):
+            self.save()
+
+
+def append_history(machine: Machine, result: Mapping[str, Any]) -> None:
+    """Append one line durably; an earlier line that a power cut left half-written is closed first."""
+    path = machine.state / "history.jsonl"
+    if path.exists() and path.stat().st_size > HISTORY_BYTES:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        write_file(path, "".join(lines[len(lines) // 2 :]))
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(result).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_history(machine: Machine) -> list[dict[str, Any]]:
+    """All results, oldest first; damaged lines are left out."""
+    results = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (machine.state / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                value = json.loads(line)
+                if isinstance(value, dict) and value.get("schema") == SCHEMA:
+                    results.append(value)
+    return results
+
+
+# --- lock ---------------------------------------------------------------------------------------
+
+
+class Running:
+    """state/running.json: who holds the lock and what it is doing. Left behind = interrupted."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.path = machine.state / "running.json"
+
+    def read(self) -> dict[str, Any] | None:
+        return read_json(self.path)
+
+    def write(self, **fields: Any) -> None:
+        write_json(self.path, {**(self.read() or {}), **fields})
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold_lock(machine: Machine, options: argparse.Namespace, while_waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold the machine's lock. The kernel frees it with the process; the file is never removed.
+
+    Waits at most --lock-timeout seconds, saying for whom; then raises Busy. `while_waiting` is
+    called with the stage that the holder has reached.
+    """
+    inherited = os.environ.pop("DEPLOY_LOCK_FD", "")
+    path = machine.state / "lock"
+    if inherited and os.path.sameopenfile(int(inherited), (probe := os.open(path, os.O_RDWR | os.O_CREAT, 0o640))):
+        descriptor = int(inherited)
+        os.close(probe)
+    else:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    os.set_inheritable(descriptor, False)
+    try:
+        wait_for_lock(descriptor, machine, options.lock_timeout, while_waiting)
+        hold_lock.descriptor = descriptor  # type: ignore[attr-defined]
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def wait_for_lock(descriptor: int, machine: Machine, timeout: float, while_waiting: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + timeout
+    told = ""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = Running(machine).read() or {}
+            who = f"process {holder.get('pid', 'unknown')} ({holder.get('trigger', '?')}, since {holder.get('started', '?')})"
+            while_waiting(str(holder.get("stage", "")))
+        if time.monotonic() >= deadline:
+            raise Busy(f"another deploy holds the lock: {who}; waited {timeout:g} s for it")
+        if who != told:
+            log(f"waiting for another deploy to end: {who}; for at most {timeout:g} s")
+            show_progress(f"waiting for another deploy: {who}")
+            told = who
+        time.sleep(0.2)
+
+
+# --- git ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One path of a commit: mode as in `100644`, kind (blob, tree, commit) and object id."""
+
+    mode: str
+    kind: str
+    oid: str
+
+
+Tree = Mapping[str, Entry]
+
+
+@dataclasses.dataclass(frozen=True)
+class Commit:
+    """The commit to deploy: its id, every path in it, and its configuration."""
+
+    id: str
+    tree: Tree
+    config: Config
+    declares_python_project: bool  # a pyproject.toml that only configures tools does not
+
+
+class Mirror:
+    """The bare mirror of the application's repository; only this branch, fetched on demand."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path = path
+        self.url = url
+
+    def environment(self) -> dict[str, str]:
+        ssh = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
+        env = {**base_environment(), "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": ssh}
+        if "SSH_AUTH_SOCK" in os.environ:  # a person with an agent
+            env["SSH_AUTH_SOCK"] = os.environ["SSH_AUTH_SOCK"]
+        return env
+
+    def git(self, *arguments: str, timeout: float = QUERY_TIMEOUT, check: bool = True) -> Completed:
+        return run(["git", f"--git-dir={self.path}", *arguments], env=self.environment(), timeout=timeout, check=check)
+
+    def prepare(self) -> None:
+        """Make the mirror if there is none, and remove locks that a killed git left.
+
+        Only our lock's holder writes to the mirror, so a git lock found now belongs to nobody.
+        """
+        if not (self.path / "HEAD").exists():
+            remove(self.path)
+            run(["git", "init", "--quiet", "--bare", str(self.path)], env=self.environment())
+            # loose objects and refs reach the disk with the call that wrote them
+            self.git("config", "core.fsync", "all")
+            self.git("config", "core.fsyncObjectFiles", "true")
+            self.git("config", "gc.autoDetach", "false")
+        for stale in [
+            *self.path.glob("*.lock"),
+            *self.path.glob("refs/**/*.lock"),
+            *self.path.glob("objects/pack/tmp_*"),
+        ]:
+            stale.unlink(missing_ok=True)
+
+    def fetch(self, branch: str, timeout: float) -> str:
+        """Fetch the branch and return its newest commit. Raises Unreachable or UsageError."""
+        refspec = f"+refs/heads/{branch}:refs/heads/{branch}"
+        try:
+            done = self.git("fetch", "--quiet", "--no-tags", "--", self.url, refspec, timeout=timeout, check=False)
+        except CommandError as error:
+            if "took longer" not in str(error):
+                raise
+            raise Unreachable(f"{self.url}: git fetch was not done within {timeout:g} s", error.detail) from None
+        if done.code != 0 and "couldn't find remote ref" in done.err:
+            raise UsageError(f"{self.url}: has no branch {branch!r}")
+        if done.code != 0:
+            raise Unreachable(f"{self.url}: could not be fetched: {reason_of(done.err)}", tail(done.err))
+        return self.resolve(f"refs/heads/{branch}")
+
+    def is_sound(self) -> bool:
+        return (
+            self.git("fsck", "--connectivity-only", "--no-dangling", "--no-progress", timeout=600, check=False).code
+            == 0
+        )
+
+    def resolve(self, name: str) -> str:
+        """The full id of a commit; empty if there is none of that name."""
+        return self.git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}", check=False).out.strip()
+
+    def contains(self, newer: str, older: str) -> bool:
+        """Whether `older` is `newer` or one of its ancestors."""
+        return newer == older or self.git("merge-base", "--is-ancestor", older, newer, check=False).code == 0
+
+    def count(self, older: str, newer: str) -> int:
+        done = self.git("rev-list", "--count", f"{older}..{newer}", check=False)
+        return int(done.out) if done.code == 0 else 0
+
+    def tree(self, commit: str) -> dict[str, Entry]:
+        """Every path of a commit, directories included (git has a content id for each)."""
+        tree = {}
+        for record in self.git("ls-tree", "-r", "-t", "-z", commit).out.split("\0"):
+            if record:
+                about, _, path = record.partition("\t")
+                tree[path] = Entry(*about.split(" "))
+        return tree
+
+    def read(self, oid: str) -> str:
+        return self.git("cat-file", "blob", oid).out
+
+    def check_out(self, commit: Commit, destination: Path) -> None:
+        """Write the complete tree of a commit below `destination`, submodules and LFS files too."""
+        lfs = self.lfs_options(commit.tree)
+        index = destination.parent / f".{destination.name}.index"
+        env = {**self.environment(), "GIT_INDEX_FILE": str(index)}
+        common = ["git", f"--git-dir={self.path}", f"--work-tree={destination}", "-c", "core.bare=false", *lfs]
+        try:
+            # checkout.workers=0: as many as there are processors, where git is new enough (2.32)
+            run([*common, "-c", "checkout.workers=0", "read-tree", "--reset", "-u", commit.id], env=env, timeout=600)
+            if any(entry.kind == "commit" for entry in commit.tree.values()):
+                self.git("config", "remote.origin.url", self.url)  # relative submodule addresses start here
+                run(
+                    [*common, "submodule", "--quiet", "update", "--init", "--force", "--recursive"],
+                    env=env,
+                    cwd=destination,
+                    timeout=600,
+                    live=True,
+                )
+        finally:
+            index.unlink(missing_ok=True)
+
+    def lfs_options(self, tree: Tree) -> list[str]:
+        """git options that fetch Git LFS files, if the commit has any; an error without git-lfs."""
+        attributes = [path for path in tree if path.rpartition("/")[2] == ".gitattributes"]
+        if not any("filter=lfs" in self.read(tree[path].oid) for path in attributes):
+            return []
+        if not shutil.which("git-lfs", path=base_environment()["PATH"]):
+            raise DeployError(
+                "the repository keeps files in Git LFS but git-lfs is not installed here: apt install git-lfs"
+            )
+        self.git("config", "remote.origin.url", self.url)
+        return [
+            "-c",
+            "filter.lfs.process=git-lfs filter-process",
+            "-c",
+            "filter.lfs.required=true",
+            "-c",
+            "filter.lfs.smudge=git-lfs smudge -- %f",
+        ]
+
+
+def reason_of(stderr: str) -> str:
+    """The line of git's or ssh's complaint that says most."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [
+        line
+        for line in lines
+        if not line.startswith(("fatal: Could not read from remote", "Please make sure", "and the repository exists"))
+    ]
+    return (telling or lines or ["git said nothing"])[-1]
+
+
+# --- releases and kept environments ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """One directory below releases/. It is complete if .release.json, written last, is there."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return read_json(self.path / ".release.json") or {}
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.meta)
+
+    @property
+    def commit(self) -> str:
+        return str(self.meta.get("commit", ""))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it was once confirmed: switched to, and healthy."""
+        return bool(self.meta.get("confirmed"))
+
+    def confirm(self) -> None:
+        if not self.is_good:
+            write_json(self.path / ".release.json", {**self.meta, "confirmed": now()})
+
+
+def current_release(machine: Machine) -> Release | None:
+    try:
+        release = Release(machine.releases / os.path.basename(os.readlink(machine.current)))
+    except OSError:
+        return None
+    return release if release.is_complete else None
+
+
+def all_releases(machine: Machine) -> list[Release]:
+    """The complete ones, oldest first."""
+    if not machine.releases.is_dir():
+        return []
+    found = [Release(path) for path in sorted(machine.releases.iterdir()) if not path.name.startswith(".")]
+    return [release for release in found if release.is_complete]
+
+
+def good_release_before(machine: Machine, release: Release | None) -> Release | None:
+    """The newest confirmed release that is older than the given one."""
+    good = [other for other in all_releases(machine) if other.is_good and (not release or other.name < release.name)]
+    return good[-1] if good else None
+
+
+def new_release(machine: Machine, commit: str) -> Release:
+    """An empty directory for a release of the commit; names sort by time."""
+    seconds = time.time()
+    while True:
+        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds)) + "-" + commit[:12]
+        newest = max((path.name for path in machine.releases.iterdir()), default="")
+        if name > newest:
+            path = machine.releases / name
+            path.mkdir(mode=0o755)
+            return Release(path)
+        seconds += 1
+
+
+def switch(machine: Machine, release: Release) -> None:
+    """Make the release the current one: everything on disk first, then one rename."""
+    # without this a power cut right after the rename could leave empty files behind a valid link
+    run(["sync", "--file-system", str(machine.root)], timeout=600)
+    replace_link(machine.current, f"releases/{release.name}")
+    sync_directory(machine.root)
+
+
+def kept(machine: Machine, step: Step, key: str) -> Path | None:
+    """The complete environment that holds what this step makes of the inputs with this key."""
+    found = sorted(path for path in machine.envs.glob(f"{step.name}-{key}-*") if (path / ".complete").exists())
+    return found[-1] if found else None
+
+
+def new_environment(machine: Machine, step: Step, key: str) -> Path:
+    seconds = time.time()
+    while True:
+        path = machine.envs / f"{step.name}-{key}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(seconds))}"
+        try:
+            path.mkdir(mode=0o755)
+            return path
+        except FileExistsError:
+            seconds += 1
+
+
+def mark_complete(environment: Path, fingerprint: Mapping[str, str]) -> None:
+    """The last thing written: after a power cut a half-made environment must not look whole."""
+    run(["sync", "--file-system", str(environment)], timeout=600)
+    write_json(environment / ".complete", {"fingerprint": dict(fingerprint), "made": now()})
+
+
+def clean_up(machine: Machine) -> None:
+    """Remove what no complete deploy owns. Runs under the lock, so nothing is being made now."""
+    interrupted = Running(machine).read()
+    if interrupted:
+        log.warning(
+            f"an earlier deploy ({interrupted.get('trigger')}, {interrupted.get('started')}) was interrupted"
+            f" at: {interrupted.get('stage', 'start')}; cleaning up"
+        )
+        end_leftovers(str(interrupted.get("release", "")))
+    current = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
+    for path in machine.releases.iterdir():
+        if path.name != current and not Release(path).is_complete:
+            remove(path)
+    for path in machine.envs.iterdir():
+        if not (path / ".complete").exists():
+            remove(path)
+    for directory in (machine.root, machine.state, machine.root / "bin"):
+        for path in directory.glob(".*.tmp-*"):
+            remove(path)
+
+
+def end_leftovers(release: str) -> None:
+    """Kill what a killed deploy's steps left running: they carry its DEPLOY_RELEASE."""
+    marker = f"DEPLOY_RELEASE={release}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(path.parent.name)
+        with contextlib.suppress(OSError):
+            if release and pid != os.getpid() and marker in path.read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def prune(machine: Machine, keep: int) -> None:
+    """Keep the newest good releases, the current one always, and the environments they use."""
+    current = current_release(machine)
+    good = [release for release in all_releases(machine) if release.is_good and release != current]
+    kept_releases = good[len(good) - (keep - 1) :] if keep > 1 else []
+    for release in all_releases(machine):
+        if release != current and release not in kept_releases:
+            remove(release.path)
+    used = {name for release in all_releases(machine) for name in release.meta.get("envs", [])}
+    for path in machine.envs.iterdir():
+        if path.name not in used:
+            remove(path)
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What is to be done with one step in one commit, and why."""
+
+    step: Step
+    needed: bool
+    why: str
+    key: str = ""
+    fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    environment: Path | None = None
+
+
+def decide(machine: Machine, commit: Commit, state: State, full: bool) -> list[Decision]:
+    """Decide on each step that applies to this machine and commit, in order.
+
+    Raises DeployError if a lock file is missing where one is expected.
+    """
+    decisions = []
+    provided: set[str] = set()
+    for step in commit.config.steps:
+        if step.roles and not set(step.roles) & set(machine.roles):
+            continue
+        if provided & set(step.provides) or not applies(step, commit):
+            continue
+        provided |= set(step.provides)
+        decisions.append(decide_step(machine, step, fingerprint_of(step, commit), state, full))
+    return decisions
+
+
+def is_pattern(path: str) -> bool:
+    return any(char in path for char in "*?[")
+
+
+def applies(step: Step, commit: Commit) -> bool:
+    """Whether the paths that the step names are in the commit. Raises DeployError: no lock file."""
+    named = [path for path in step.inputs + step.when if not is_pattern(path)]
+    missing = [path for path in named if not present(path, commit.tree)]
+    if missing and set(missing) < set(named) and set(missing) <= LOCK_FILES and expects_lock(step, commit):
+        rest = " ".join(path for path in named if path not in missing)
+        raise DeployError(f"step {step.name}: {rest} is in the commit but {missing[0]} is not: commit the lock file")
+    return not missing
+
+
+def present(path: str, tree: Tree) -> list[str]:
+    """Which of the alternatives `a|b` the commit has."""
+    return [name for name in path.split("|") if name.rstrip("/") in tree]
+
+
+def expects_lock(step: Step, commit: Commit) -> bool:
+    """Whether no other step makes the same from another lock file that is there."""
+    if step.makes_venv and not commit.declares_python_project:
+        return False
+    rivals = [other for other in commit.config.steps if set(other.provides) & set(step.provides)]
+    return not any(all(present(path, commit.tree) for path in other.inputs if not is_pattern(path)) for other in rivals)
+
+
+def pattern_to_regex(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` stay within one directory, `**/` stands for any number of them, `[ab]` as in sh."""
+    regex = ""
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", pattern):
+        translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token)
+        if translated is None:
+            translated = (
+                "[" + re.sub(r"^!", "^", token[1:-1]).replace("\\", r"\\") + "]" if len(token) > 1 else re.escape(token)
+            )
+        regex += translated
+    return re.compile(regex)
+
+
+def fingerprint_of(step: Step, commit: Commit) -> dict[str, str]:
+    """Everything that the step's result depends on: name -> content id or version.
+
+    Empty if the step names no inputs: nobody can tell what it depends on, so it always runs.
+    """
+    if not step.inputs:
+        return {}
+    found: dict[str, str] = {}
+    tree = commit.tree
+    for item in step.inputs:
+        if is_pattern(item):
+            regex = pattern_to_regex(item)
+            found.update(
+                {path: entry.oid for path, entry in tree.items() if entry.kind != "tree" and regex.fullmatch(path)}
+            )
+        else:
+            found.update({name: tree[name.rstrip("/")].oid for name in present(item, tree)})
+    found["run line"] = shlex.join(step.run)
+    if step.makes_venv:
+        found["python version"] = python_version(commit.config.python)
+    if "node_modules" in step.provides:
+        found["node version"] = run(["node", "--version"]).out.strip()
+    return found
+
+
+def python_version(python: str) -> str:
+    """Version and processor, e.g. `3.11.2 x86_64`, of the interpreter that makes environments."""
+    code = "import platform as p; print(p.python_version(), p.machine())"
+    return run([python, "-c", code]).out.strip()
+
+
+def decide_step(machine: Machine, step: Step, fingerprint: dict[str, str], state: State, full: bool) -> Decision:
+    key = hashlib.sha256(json.dumps([step.provides, fingerprint], sort_keys=True).encode()).hexdigest()[:12]
+    environment = kept(machine, step, key) if step.provides and fingerprint and not full else None
+    why = reason_to_run(step, fingerprint, state.steps.get(step.name), full)
+    if environment:
+        inputs = ", ".join(name for name in fingerprint if " " not in name)
+        return Decision(step, False, f"kept from before: same {shorten(inputs)}", key, fingerprint, environment)
+    if not why and step.provides:
+        why = f"{' '.join(step.provides)} is not kept here any more"
+    return Decision(step, bool(why), why or "inputs did not change", key, fingerprint)
+
+
+def reason_to_run(step: Step, fingerprint: Mapping[str, str], before: Mapping[str, str] | None, full: bool) -> str:
+    """Why the step must run, as far as its inputs say; empty if they are what they were."""
+    if not fingerprint:
+        return "has no inputs, so it always runs"
+    if full:
+        return "--full"
+    return "first run on this machine" if before is None else changes(before, fingerprint)
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """`poetry.lock changed`: the difference of two fingerprints in words."""
+    groups = {
+        "changed": [name for name in after if before.get(name, after[name]) != after[name]],
+        "is new": [name for name in after if name not in before],
+        "is gone": [name for name in before if name not in after],
+    }
+    return "; ".join(f"{shorten(', '.join(names))} {verb}" for verb, names in groups.items() if names)
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else text[: limit - 2].rpartition(",")[0] + ", ..."
+
+
+def step_environment(machine: Machine, release: Release, commit: str) -> dict[str, str]:
+    """What steps and checks see: shared/.env as the services do, and where they are."""
+    env = base_environment()
+    with contextlib.suppress(FileNotFoundError):
+        env.update(parse_env_file((machine.root / "shared" / ".env").read_text(encoding="utf-8", errors="replace")))
+    venv = release.path / ".venv"
+    if venv.exists():
+        env["VIRTUAL_ENV"] = env["UV_PROJECT_ENVIRONMENT"] = str(venv.resolve())
+        env["PATH"] = f"{venv.resolve()}/bin:{env['PATH']}"
+    env.update(DEPLOY_COMMIT=commit, DEPLOY_ROLE=" ".join(machine.roles), DEPLOY_RELEASE=release.name)
+    return env
+
+
+def run_step(machine: Machine, release: Release, commit: Commit, decision: Decision) -> Path | None:
+    """Run one step in the release; return the environment that now keeps what it provides."""
+    step = decision.step
+    if step.makes_venv and decision.fingerprint:
+        return make_venv(machine, release, commit, decision)
+    run_command(machine, release, commit, step)
+    for path in step.provides:
+        if not (release.path / path).exists():
+            raise DeployError(
+                f"{shlex.join(step.run)} succeeded but did not make {path}, which [step {step.name}] provides"
+            )
+    if not step.provides or not decision.fingerprint or leads_outside(release, step):
+        return None
+    environment = new_environment(machine, step, decision.key)
+    for path in step.provides:
+        (environment / path).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(release.path / path, environment / path)
+    mark_complete(environment, decision.fingerprint)
+    link_environment(release, step, environment)
+    return environment
+
+
+def run_command(machine: Machine, release: Release, commit: Commit, step: Step) -> None:
+    run(step.run, cwd=release.path, env=step_environment(machine, release, commit.id), timeout=step.timeout, live=True)
+
+
+def leads_outside(release: Release, step: Step) -> bool:
+    """npm workspaces: links in node_modules that lead to the release's own packages.
+
+    Such a tree belongs to its release and cannot be kept for others.
+    """
+    for path in step.provides:
+        top = release.path / path
+        for link in [*top.glob("*"), *top.glob("@*/*")] if top.is_dir() else []:
+            if link.is_symlink() and not str(link.resolve()).startswith(f"{top.resolve()}/"):
+                log(f"  {link.relative_to(release.path)} leads out of {path}: it stays in this release, unshared")
+                return True
+    return False
+
+
+def link_environment(release: Release, step: Step, environment: Path) -> None:
+    """Let the release's paths lead to the environment that keeps them."""
+    for path in step.provides:
+        place = release.path / path
+        remove(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(os.path.relpath(environment / path, place.parent), place)
+
+
+def make_venv(machine: Machine, release: Release, commit: Commit, decision: Decision) -> Path:
+    """Make a virtual environment at its final place, from a copy of the nearest one if that helps."""
+    step = decision.step
+    nearest = nearest_venv(machine, decision) if step.syncs else None
+    while True:
+        environment = new_environment(machine, step, decision.key)
+        venv = environment / ".venv"
+        try:
+            if nearest:
+                log(f"  starting from a copy of {nearest.parent.name}")
+                # a copy, never hard links: installers write into files in place
+                run(["cp", "-a", "--reflink=auto", str(nearest), str(venv)], timeout=step.timeout)
+                relocate_venv(venv, str(nearest), str(venv))
+            else:
+                pip = [] if "pip" in step.run else ["--without-pip"]
+                run([commit.config.python, "-m", "venv", *pip, str(venv)], timeout=step.timeout)
+            link_environment(release, step, environment)
+            run_command(machine, release, commit, step)
+            # services may not write here: without this they would compile at every start
+            run(
+                [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", "0", f"{venv}/lib"],
+                timeout=step.timeout,
+                check=False,
+            )
+            mark_complete(environment, decision.fingerprint)
+            return environment
+        except DeployError as error:
+            remove(environment)
+            if not nearest:
+                raise
+            log.warning(f"  the copy could not be used ({error}); building it fresh")
+            nearest = None
+
+
+def nearest_venv(machine: Machine, decision: Decision) -> Path | None:
+    """The newest kept environment of this step for the same interpreter."""
+    for path in sorted(machine.envs.glob(f"{decision.step.name}-*"), key=lambda path: path.name[-16:], reverse=True):
+        marker = read_json(path / ".complete")
+        if marker and marker["fingerprint"].get("python version") == decision.fingerprint["python version"]:
+            return path / ".venv"
+    return None
+
+
+def relocate_venv(venv: Path, old: str, new: str) -> None:
+    """Correct the absolute paths that a virtual environment holds of itself."""
+    for path in [venv / "pyvenv.cfg", *(venv / "bin").iterdir(), *venv.glob("lib/python*/site-packages/*.pth")]:
+        if path.is_file() and not path.is_symlink():
+            data = path.read_bytes()
+            if old.encode() in data:
+                path.write_bytes(data.replace(old.encode(), new.encode()))
+
+
+def keep_old_files(release: Release, previous: Release | None, step: Step) -> None:
+    """Pages loaded before the switch still ask for the assets of earlier releases: link them in."""
+    oldest = time.time() - step.keep_days * 86400
+    for provided in step.provides if previous else ():
+        assert previous
+        source = previous.path / provided
+        for folder, _, names in os.walk(source):
+            target = release.path / provided / os.path.relpath(folder, source)
+            for name in names:
+                old, new = os.path.join(folder, name), target / name
+                if not new.exists() and os.lstat(old).st_mtime > oldest:
+                    target.mkdir(parents=True, exist_ok=True)
+                    os.link(old, new, follow_symlinks=False)
+
+
+# --- services ---------------------------------------------------------------------------------------
+
+
+def machine_roles(machine: Machine, config: Config) -> list[Role]:
+    """This machine's roles. Raises UsageError for one that deploy.ini does not know."""
+    for name in machine.roles:
+        if name not in config.roles:
+            raise UsageError(
+                f"unknown role {name!r}: deploy.ini and the defaults have {', '.join(sorted(config.roles))}"
+            )
+    if not machine.roles:
+        raise UsageError("this machine has no role: name one with --role, or in machine.ini")
+    return [config.roles[name] for name in machine.roles]
+
+
+def services_of(roles: Iterable[Role]) -> list[str]:
+    return list(dict.fromkeys(unit for role in roles for unit in role.services))
+
+
+def reloads_of(roles: Iterable[Role]) -> list[str]:
+    return list(dict.fromkeys(unit for role in roles for unit in role.reload))
+
+
+UnitState = Mapping[str, str]
+
+
+def unit_states(units: Sequence[str]) -> dict[str, UnitState]:
+    """What systemd says of each unit, in one call (no privilege needed)."""
+    if not units:
+        return {}
+    names = "Id,LoadState,ActiveState,SubState,MainPID,NRestarts,UnitFileState,ActiveEnterTimestampMonotonic,Result,ActiveEnterTimestamp"
+    done = run([SYSTEMCTL, "show", "--no-pager", f"--property={names}", "--", *units])
+    blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.strip().split("\n\n")]
+    return dict(zip(units, blocks))
+
+
+def systemctl(verb: Sequence[str], unit: str, timeout: float) -> None:
+    run(["sudo", "-n", SYSTEMCTL, *verb, unit], timeout=timeout, live=True)
+
+
+def stop_foreign_units(config: Config, roles: Sequence[Role], timeout: float) -> list[dict[str, str]]:
+    """Stop and disable units that only roles of other machines have, if they are here."""
+    own = services_of(roles) + reloads_of(roles)
+    others = [unit for unit in services_of(config.roles.values()) if unit not in own]
+    others += [unit[:-8] + ".socket" for unit in others if unit.endswith(".service")]
+    stopped = []
+    for unit, state in unit_states(others).items():
+        if state["ActiveState"] in ("active", "activating", "reloading") or state["UnitFileState"] == "enabled":
+            log(f"{unit} belongs to a role that this machine does not have: stopping it")
+            systemctl(["disable", "--now"], unit, timeout)
+            stopped.append({"unit": unit, "state": "inactive", "action": "stopped"})
+    return stopped
+
+
+def bring_services(config: Config, roles: Sequence[Role], since: float, restart: bool) -> list[dict[str, str]]:
+    """Start what does not run, restart what started before `since` (monotonic seconds), reload the rest."""
+    timeout = config.service_timeout
+    services, reloads = services_of(roles), reloads_of(roles)
+    states = unit_states(services + reloads)
+    for unit, state in states.items():
+        if state["LoadState"] != "loaded":
+            raise Unhealthy(f"{unit} is not installed ({state['LoadState']}): run setup_machine.py")
+    actions = []
+    for unit in services:
+        running = states[unit]["ActiveState"] in ("active", "reloading", "deactivating")
+        verb = "restart" if running and restart and started(states[unit]) < since else "start"
+        if states[unit]["ActiveState"] == "failed":
+            systemctl(["reset-failed"], unit, timeout)  # else its start limit could refuse the start
+        if verb == "restart" or not running:
+            systemctl([verb], unit, timeout)
+            actions.append({"unit": unit, "action": verb + "ed"})
+        else:
+            actions.append({"unit": unit, "action": "none"})
+    for unit in reloads:
+        actions.append({"unit": unit, "action": reload_unit(unit, states[unit], restart, timeout)})
+    return actions
+
+
+def reload_unit(unit: str, state: UnitState, wanted: bool, timeout: float) -> str:
+    """Reload a unit that runs, start one that does not; return what was done."""
+    running = state["ActiveState"] in ("active", "reloading")
+    if running and not wanted:
+        return "none"
+    if unit == "nginx.service":
+        run(["sudo", "-n", NGINX, "-t", "-q"], live=True)  # a reload with a broken file goes unnoticed
+    if running:
+        systemctl(["reload"], unit, timeout)
+        return "reloaded"
+    if state["ActiveState"] == "failed":
+        systemctl(["reset-failed"], unit, timeout)
+    systemctl(["start"], unit, timeout)
+    return "started"
+
+
+def started(state: UnitState) -> float:
+    """When the unit became active, in monotonic seconds since the machine's boot."""
+    return int(state.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+
+
+# --- health -----------------------------------------------------------------------------------------
+
+
+def http_status(url: str, timeout: float) -> tuple[int, str]:
+    """GET a URL (http:// or http+unix://); return the status and the beginning of the body."""
+    import http.client
+
+    if url.startswith("http+unix://"):
+        place, _, path = url[len("http+unix://") :].partition(":")
+        connection = http.client.HTTPConnection("localhost", timeout=timeout)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(timeout)
+        connection.sock.connect(place)
+    else:
+        host, slash, path = url[len("http://") :].partition("/")
+        connection, path = http.client.HTTPConnection(host, timeout=timeout), slash + path
+    with contextlib.closing(connection):
+        connection.request(
+            "GET", path or "/", headers={"User-Agent": f"deploy-machine/{VERSION}", "Connection": "close"}
+        )
+        response = connection.getresponse()
+        return response.status, response.read(500).decode("utf-8", "replace")
+
+
+def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: float) -> str:
+    """Ask every health URL and run every check once; return what is wrong, or nothing."""
+    import http.client
+
+    for role in roles:
+        if role.health and machine.is_set_up:
+            try:
+                status, body = http_status(role.health, min(timeout, 10.0))
+            except (OSError, http.client.HTTPException) as error:
+                return f"{role.health} does not answer: {str(error) or type(error).__name__}"
+            if status != 200:
+                return f"{role.health} answers {status}" + (f": {' '.join(body.split())[:200]}" if body.strip() else "")
+        if role.check:
+            try:
+                run(
+                    role.check,
+                    cwd=release.path,
+                    env=step_environment(machine, release, release.commit),
+                    timeout=min(timeout, 60.0),
+                )
+            except CommandError as error:
+                return f"check of role {role.name} failed: {error}" + (
+                    f": {error.detail.splitlines()[-1]}" if error.detail else ""
+                )
+    return ""
+
+
+def unit_problem(unit: str, state: UnitState, since: float, restarts: str | None) -> tuple[str, bool]:
+    """What is wrong with a unit, or nothing; and whether waiting longer cannot help."""
+    if state["ActiveState"] == "failed":
+        return f"{unit} failed ({state['Result']})", True
+    if state["SubState"] == "auto-restart" or (restarts is not None and state["NRestarts"] != restarts):
+        return f"{unit} ended by itself soon after its start ({state['Result']})", True
+    if state["ActiveState"] != "active":
+        return f"{unit} is {state['ActiveState']} ({state['SubState']})", False
+    if started(state) < since:
+        return f"{unit} was not restarted: it still runs the previous release", True
+    return "", False
+
+
+def confirm(machine: Machine, config: Config, release: Release, since: float) -> None:
+    """Wait until the release is healthy and stays so. Raises Unhealthy, saying what was seen last.
+
+    since: services must have become active after this monotonic second.
+    """
+    roles = machine_roles(machine, config)
+    services = services_of(roles) if machine.is_set_up else []
+    reloads = reloads_of(roles) if machine.is_set_up else []
+    stay = STAYS_ACTIVE if any(role.services and not (role.health or role.check) for role in roles) else STAYS_HEALTHY
+    stay = stay if services or any(role.health for role in roles) else 0.0
+    deadline = time.monotonic() + config.health_timeout
+    healthy_since: float | None = None
+    restarts: dict[str, str] = {}
+    first = True
+    while True:
+        states = unit_states(services + reloads)
+        problem = ""
+        for unit, state in states.items():
+            wrong, final = unit_problem(unit, state, since if unit in services else 0.0, restarts.get(unit))
+            restarts.setdefault(unit, state["NRestarts"])
+            if final:
+                raise Unhealthy(wrong, journal_of(unit))
+            problem = problem or wrong
+        problem = problem or probe(machine, roles, release, deadline - time.monotonic() + 1)
+        if problem:
+            healthy_since = None
+            show_progress(f"waiting for the services: {problem}")
+        elif healthy_since is None:
+            healthy_since = time.monotonic()
+        if healthy_since is not None and time.monotonic() - healthy_since >= stay:
+            return
+        if time.monotonic() >= deadline:
+            raise Unhealthy(
+                f"not healthy within {config.health_timeout:g} s: {problem}", "\n".join(map(journal_of, services))
+            )
+        if problem and first:
+            log(f"waiting up to {config.health_timeout:g} s: {problem}")
+        first = first and not problem
+        time.sleep(0.1)
+
+
+def journal_of(unit: str) -> str:
+    """The last lines that a unit logged, if this user may read them."""
+    try:
+        done = run(["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=15", f"--unit={unit}"], check=False)
+    except DeployError:
+        return ""
+    return tail(done.out)
+
+
+# --- stories: deploy, plan, rollback, status, history ------------------------------------------------
+
+
+@dataclasses.dataclass
+class Attempt:
+    """One run of one command on this machine, and what its result will say."""
+
+    machine: Machine
+    options: argparse.Namespace
+    state: State
+    trigger: str = "manual"
+    wanted: str | None = None
+    previous: str | None = None
+    started: str = dataclasses.field(default_factory=now)
+    clock: float = dataclasses.field(default_factory=time.monotonic)
+    steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    services: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    healthy: bool | None = None
+    is_ready: bool = False
+
+    def ready(self) -> None:
+        """At boot: let systemd start the services now, on whatever `current` is. Works once."""
+        if self.trigger == "boot" and not self.is_ready:
+            self.is_ready = True
+            notify_systemd("READY=1")
+
+    def stage(self, name: str, **fields: Any) -> None:
+        """Record how far this deploy has come, for `status`, waiting deploys and the next one."""
+        if self.options.command in ("deploy", "rollback"):
+            Running(self.machine).write(stage=name, **fields)
+        show_progress(name)
+
+
+def new_attempt(machine: Machine, options: argparse.Namespace) -> Attempt:
+    must_own(machine)
+    for directory in (machine.releases, machine.envs, machine.state, machine.root / "shared"):
+        directory.mkdir(exist_ok=True)
+    if machine.is_set_up:
+        log.use_journal()
+    log.fields["DEPLOY_TRIGGER"] = options.trigger
+    current = current_release(machine)
+    return Attempt(machine, options, State.load(machine), options.trigger, previous=current.commit if current else None)
+
+
+def deploy(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """Bring the machine to the commit that is wanted; return the result (contract: README).
+
+    At boot, while only the repository is out of reach, it goes on trying in the background.
+    """
+    pause = 5.0
+    first_result = None
+    attempt = new_attempt(machine, options)
+    with boot_time_limit(attempt):
+        while True:
+            result = locked(attempt, bring_to_target, quiet=first_result is not None)
+            attempt.ready()
+            if attempt.trigger != "boot" or result["outcome"] != "unreachable":
+                return result
+            first_result = first_result or result
+            log(f"trying again in {pause:g} s; a push or `systemctl restart deploy-on-startup` does it at once")
+            show_progress(f"{result['message']}; trying again in {pause:g} s")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 30.0)
+            attempt = dataclasses.replace(new_attempt(machine, options), is_ready=True)
+
+
+@contextlib.contextmanager
+def boot_time_limit(attempt: Attempt) -> Iterator[None]:
+    """Services start after boot_timeout seconds at the latest, whatever the deploy is doing."""
+    timer = threading.Timer(attempt.machine.boot_timeout, attempt.ready)
+    timer.daemon = True
+    if attempt.trigger == "boot":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        attempt.ready()
+
+
+def locked(attempt: Attempt, story: Callable[[Attempt], dict[str, Any]], quiet: bool = False) -> dict[str, Any]:
+    """Run a story under the lock, turn its failure into a result, and record that.
+
+    quiet: an `unreachable` is not recorded again (a boot that keeps trying).
+    """
+    machine = attempt.machine
+
+    def while_waiting(stage: str) -> None:
+        # A push that came first waits for systemd to start services, and systemd waits for us.
+        if stage == "services":
+            attempt.ready()
+
+    try:
+        with hold_lock(machine, attempt.options, while_waiting):
+            clean_up(machine)
+            Running(machine).write(
+                pid=os.getpid(), trigger=attempt.trigger, started=attempt.started, stage="start", release="", wanted=""
+            )
+            try:
+                result = story(attempt)
+            except Terminated as stop:
+                if Running(machine).read() and attempt.healthy is not False:
+                    record(attempt, failure(attempt, DeployError(f"{stop}: the release that ran still serves")))
+                Running(machine).clear()
+                raise
+            except UsageError:
+                Running(machine).clear()
+                raise
+            except (DeployError, OSError) as error:
+                result = failure(attempt, error)
+            if not (quiet and result["outcome"] == "unreachable"):
+                record(attempt, result)
+            Running(machine).clear()
+            return result
+    except Busy as error:
+        attempt.ready()
+        log(f"busy: {error}", Log.ERROR)
+        return make_result(attempt, "busy", str(error))
+
+
+def failure(attempt: Attempt, error: DeployError | OSError) -> dict[str, Any]:
+    """The result of a story that ended with an expected error; `current` is what it was."""
+    attempt.ready()
+    message = str(error)
+    if isinstance(error, OSError):
+        message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    detail = getattr(error, "detail", "")
+    outcome = getattr(error, "outcome", "failed")
+    if outcome != "broken":
+        message += still_runs(attempt)
+    return make_result(attempt, outcome, message, detail)
+
+
+def still_runs(attempt: Attempt) -> str:
+    current = current_release(attempt.machine)
+    return f"; {short(current.commit)} still runs" if current else "; nothing is deployed here yet"
+
+
+def short(commit: str | None) -> str:
+    return commit[:8] if commit else "nothing"
+
+
+def make_result(attempt: Attempt, outcome: str, message: str, detail: str = "") -> dict[str, Any]:
+    """The result as the contract has it. `detail` is a failed command's or service's last output."""
+    current = current_release(attempt.machine)
+    result = {
+        "schema": SCHEMA,
+        "machine": attempt.machine.name,
+        "roles": list(attempt.machine.roles),
+        "trigger": attempt.trigger,
+        "outcome": outcome,
+        "commit": current.commit if current else None,
+        "wanted": attempt.wanted,
+        "previous": attempt.previous,
+        "release": current.name if current else None,
+        "started": attempt.started,
+        "seconds": round(time.monotonic() - attempt.clock, 2),
+        "steps": attempt.steps,
+        "services": attempt.services,
+        "healthy": attempt.healthy,
+        "message": " ".join(message.split()),
+    }
+    return {**result, "detail": detail} if detail else result
+
+
+def record(attempt: Attempt, result: dict[str, Any]) -> None:
+    """Write the result to state/, history and journal. A full disk must not hide the outcome."""
+    try:
+        write_json(attempt.machine.state / "last.json", result)
+        append_history(attempt.machine, result)
+    except OSError as error:
+        log.warning(f"the result could not be recorded below {attempt.machine.state}: {error.strerror}")
+    level = Log.NOTICE if EXIT_CODES[result["outcome"]] == 0 else Log.ERROR
+    if result.get("detail"):
+        for line in result["detail"].splitlines():
+            log(f"  | {line}", level)
+    text = f"{result['outcome']}: {result['message']} ({result['seconds']:g} s)"
+    log(text, level, DEPLOY_OUTCOME=result["outcome"], DEPLOY_COMMIT=result["commit"] or "")
+    show_progress(text)
+
+
+def bring_to_target(attempt: Attempt) -> dict[str, Any]:
+    """Steps 2 to 7 of a deploy, under the lock."""
+    machine = attempt.machine
+    mirror = Mirror(machine.mirror, machine.repo)
+    try:
+        commit, tip = find_target(attempt, mirror)
+    except Unreachable:
+        settle_current(attempt)
+        raise
+    hand_over(attempt, mirror, commit, tip)
+    machine_roles(machine, commit.config)
+    done = nothing_to_do(attempt, mirror, commit.id)
+    if done:
+        return done
+    current = current_release(machine)
+    good = current if current and current.is_good else good_release_before(machine, current)
+    release = build(attempt, mirror, commit, current)
+    return switch_and_confirm(attempt, commit.config, release, good)
+
+
+def find_target(attempt: Attempt, mirror: Mirror) -> tuple[Commit, str]:
+    """Fetch; return the commit to deploy, and the id of the branch's newest one."""
+    wanted = attempt.options.commit
+    tip, branch = fetch_until(attempt, mirror)
+    commit = mirror.resolve(wanted) if wanted else tip
+    if not commit or not mirror.contains(tip, commit):
+        raise UsageError(f"--commit {wanted}: is no commit of branch {branch} of {mirror.url}")
+    attempt.wanted = commit
+    log.fields["DEPLOY_COMMIT"] = commit
+    return load_commit(mirror, commit), tip
+
+
+def load_commit(mirror: Mirror, commit: str) -> Commit:
+    """Read a commit's tree and deploy.ini. Raises DeployError: the commit is at fault, not the call."""
+    tree = mirror.tree(commit)
+    pyproject = mirror.read(tree["pyproject.toml"].oid) if "pyproject.toml" in tree else ""
+    text = mirror.read(tree["deploy.ini"].oid) if "deploy.ini" in tree else ""
+    try:
+        config = parse_config(text, f"deploy.ini of {short(commit)}")
+    except UsageError as error:
+        raise DeployError(str(error)) from None
+    return Commit(commit, tree, config, bool(re.search(r"^\s*\[(project|tool\.poetry)\b", pyproject, re.MULTILINE)))
+
+
+def config_of_release(release: Release | None) -> Config:
+    path = release.path / "deploy.ini" if release else None
+    return parse_config(path.read_text(encoding="utf-8") if path and path.exists() else "", str(path or "defaults"))
+
+
+def fetch_until(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
+    """Fetch, with retries, until the branch's tip contains --contains; return tip and branch."""
+    machine, options = attempt.machine, attempt.options
+    if not machine.repo:
+        raise UsageError("no repository: name one with --repo, or in machine.ini")
+    branch = machine.branch or config_of_release(current_release(machine)).branch
+    taken_over = os.environ.pop("DEPLOY_TAKEN_OVER_AT", "")
+    if taken_over and mirror.resolve(taken_over) == mirror.resolve(f"refs/heads/{branch}") == taken_over:
+        return taken_over, branch
+    deadline = time.monotonic() + machine.fetch_timeout
+    attempt.stage("fetching")
+    log(f"fetching {branch} from {mirror.url}")
+    tries, pause = 0, 1.0
+    while True:
+        tries += 1
+        left = max(1.0, deadline - time.monotonic())
+        try:
+            tip = fetch_repaired(mirror, branch, left)
+            wrong_branch = "" if machine.branch else branch_of_config(mirror, tip, branch)
+            if wrong_branch:
+                branch = wrong_branch
+                continue
+            if not options.contains or mirror.contains(tip, options.contains):
+                return tip, branch
+            problem = f"{branch} of {mirror.url} is at {short(tip)} and does not contain {short(options.contains)}"
+            if time.monotonic() + pause >= deadline:
+                raise DeployError(f"{problem} after {machine.fetch_timeout:g} s")
+        except Unreachable as error:
+            problem = str(error)
+            # a person or a runner waits, and can try again; a boot has nobody who would
+            if time.monotonic() + pause >= deadline or (attempt.trigger != "boot" and tries >= 3):
+                raise
+        log(f"  {problem}; trying again in {pause:g} s")
+        show_progress(f"{problem}; trying again")
+        time.sleep(pause)
+        pause = min(pause * 2, 10.0)
+
+
+def fetch_repaired(mirror: Mirror, branch: str, timeout: float) -> str:
+    """Fetch; if that fails and the mirror turns out to be damaged, put a new one in its place."""
+    mirror.prepare()
+    try:
+        return mirror.fetch(branch, timeout)
+    except Unreachable:
+        if mirror.is_sound():
+            raise
+    log.warning(f"{mirror.path} is damaged; fetching it anew")
+    fresh = Mirror(mirror.path.with_name("repo.git.new"), mirror.url)
+    remove(fresh.path)
+    fresh.prepare()
+    tip = fresh.fetch(branch, timeout)
+    remove(mirror.path)
+    os.rename(fresh.path, mirror.path)
+    return tip
+
+
+def branch_of_config(mirror: Mirror, tip: str, branch: str) -> str:
+    """The other branch that the deploy.ini at `tip` names, if it names one."""
+    done = mirror.git("cat-file", "blob", f"{tip}:deploy.ini", check=False)
+    if done.code != 0:
+        return ""
+    try:
+        config = parse_config(done.out, "deploy.ini")
+    except UsageError:
+        return ""  # reported where the commit's configuration is read
+    return config.branch if config.sets_branch and config.branch != branch else ""
+
+
+def hand_over(attempt: Attempt, mirror: Mirror, commit: Commit, tip: str) -> None:
+    """Let the copy of this script that the commit carries do the rest, if it is another one.
+
+    So a boot does exactly what a push of that commit does. Once only, and only if it starts.
+    """
+    entry = commit.tree.get(SCRIPT_IN_REPOSITORY)
+    own = Path(__file__).read_bytes()
+    if not entry or entry.kind != "blob" or os.environ.get("DEPLOY_TAKEN_OVER"):
+        return
+    algorithm = "sha1" if len(entry.oid) == 40 else "sha256"
+    if hashlib.new(algorithm, b"blob %d\0" % len(own) + own).hexdigest() == entry.oid:
+        return
+    scripts = attempt.machine.state / "scripts"
+    scripts.mkdir(exist_ok=True)
+    script = scripts / f"{entry.oid}.py"
+    write_file(script, mirror.read(entry.oid), mode=0o755)
+    try:
+        run([sys.executable, str(script), "--version"], timeout=20)
+    except CommandError as error:
+        log.warning(
+            f"{SCRIPT_IN_REPOSITORY} of {short(attempt.wanted)} does not start; going on with this one: {error}"
+        )
+        return
+    log(f"handing over to {SCRIPT_IN_REPOSITORY} of {short(attempt.wanted)}")
+    descriptor: int = hold_lock.descriptor  # type: ignore[attr-defined]
+    os.set_inheritable(descriptor, True)
+    Running(attempt.machine).clear()
+    env = {**os.environ, "DEPLOY_TAKEN_OVER": "1", "DEPLOY_TAKEN_OVER_AT": tip, "DEPLOY_LOCK_FD": str(descriptor)}
+    os.execve(sys.executable, [sys.executable, str(script), *sys.argv[1:], "--root", str(attempt.machine.root)], env)
+
+
+def nothing_to_do(attempt: Attempt, mirror: Mirror, commit: str) -> dict[str, Any] | None:
+    """The result if no release is to be built: the commit runs, is older, or is known to be bad."""
+    options, current = attempt.options, current_release(attempt.machine)
+    bad = attempt.state.bad.get(commit)
+    if current and current.commit == commit and not options.full:
+        settle_current(attempt)
+        return make_result(attempt, "unchanged", f"{short(commit)} already runs, nothing to do")
+    if current and not options.force and mirror.contains(current.commit, commit) and current.commit != commit:
+        settle_current(attempt)
+        return make_result(
+            attempt,
+            "superseded",
+            f"{short(current.commit)} runs, which is newer than {short(commit)}; --force goes back",
+        )
+    if bad and not options.force and (bad["kind"] == "unhealthy" or attempt.trigger == "boot"):
+        settle_current(attempt)
+        raise DeployError(
+            f"{short(commit)} is not tried again: {bad['why']} ({bad['when']}); push a fix, or deploy with --force"
+        )
+    if bad:
+        attempt.state.forget_bad(commit)
+    return None
+
+
+def settle_current(attempt: Attempt) -> None:
+    """There will be no new release: see that the current one runs, and confirm it.
+
+    One that was never confirmed (a deploy was interrupted) is given up if it is unhealthy.
+    """
+    machine, current = attempt.machine, current_release(attempt.machine)
+    attempt.ready()
+    if not current:
+        return
+    try:
+        config = config_of_release(current)
+        roles = machine_roles(machine, config)
+    except UsageError:
+        return
+    if not current.is_good:
+        log(f"{short(current.commit)} was switched to but never confirmed: an earlier deploy was interrupted")
+        switch_and_confirm(attempt, config, current, good_release_before(machine, current))
+        return
+    try:
+        if machine.is_set_up:
+            attempt.services = with_states(
+                stop_foreign_units(config, roles, config.service_timeout)
+                + bring_services(config, roles, 0.0, restart=False)
+            )
+        if any(service["action"] != "none" for service in attempt.services) or attempt.trigger == "boot":
+            confirm(machine, config, current, 0.0)
+        elif probe(machine, roles, current, 10.0):
+            restart_current(attempt, config, roles, current)
+        attempt.healthy = True
+    except (Unhealthy, CommandError) as error:
+        attempt.healthy = False
+        raise Broken(f"{short(current.commit)} runs but is not healthy: {error}", error.detail) from None
+
+
+def restart_current(attempt: Attempt, config: Config, roles: Sequence[Role], current: Release) -> None:
+    """A release that was good and answers no more: one restart, as a person would try first."""
+    since = time.monotonic()
+    log.warning(f"{short(current.commit)} runs but is not healthy: restarting its services")
+    if attempt.machine.is_set_up:
+        attempt.services = with_states(bring_services(config, roles, since, restart=True))
+    confirm(attempt.machine, config, current, since if attempt.machine.is_set_up else 0.0)
+
+
+def with_states(actions: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Add each unit's present state to what was done with it."""
+    states = unit_states([action["unit"] for action in actions])
+    return [{"unit": a["unit"], "state": states[a["unit"]]["ActiveState"], "action": a["action"]} for a in actions]
+
+
+def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | None) -> Release:
+    """Make the complete release beside the running one. On any failure nothing of it is left."""
+    machine = attempt.machine
+    decisions = decide(machine, commit, attempt.state, attempt.options.full)
+    release = new_release(machine, commit.id)
+    try:
+        ahead = f" ({mirror.count(current.commit, commit.id)} commits ahead of what runs)" if current else ""
+        log(f"building release {release.name}{ahead}")
+        attempt.stage("checking out", release=release.name)
+        mirror.check_out(commit, release.path)
+        link_shared(machine, commit.config, release)
+        write_file(release.path / "REVISION", commit.id + "\n")
+        environments = [take_step(attempt, commit, release, decision, current) for decision in decisions]
+        meta = {
+            "commit": commit.id,
+            "built": now(),
+            "trigger": attempt.trigger,
+            "envs": [path.name for path in environments if path],
+        }
+        write_json(release.path / ".release.json", meta)
+        return release
+    except BaseException:
+        shutil.rmtree(release.path, ignore_errors=True)
+        raise
+
+
+def link_shared(machine: Machine, config: Config, release: Release) -> None:
+    """Lead the shared paths of a release to shared/, where they survive it."""
+    for path in config.shared:
+        place = release.path / path.rstrip("/")
+        if place.is_dir() and not place.is_symlink():
+            (machine.root / "shared" / path).mkdir(parents=True, exist_ok=True)
+        remove(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(os.path.relpath(machine.root / "shared" / path, place.parent), place)
+
+
+def take_step(
+    attempt: Attempt, commit: Commit, release: Release, decision: Decision, current: Release | None
+) -> Path | None:
+    """Run or skip one step; return the environment that the release now uses for it."""
+    step, began = decision.step, time.monotonic()
+    entry: dict[str, Any] = {
+        "name": step.name,
+        "result": "ran" if decision.needed else "skipped",
+        "seconds": 0.0,
+        "why": decision.why,
+    }
+    attempt.steps.append(entry)
+    attempt.stage(f"step {step.name}")
+    try:
+        if decision.environment:
+            log(f"{step.name}: skipped, {decision.why}")
+            link_environment(release, step, decision.environment)
+            environment: Path | None = decision.environment
+        elif not decision.needed:
+            log(f"{step.name}: skipped, {decision.why}")
+            environment = None
+        else:
+            log(f"{step.name}: {decision.why}", Log.NOTICE)
+            environment = run_step(attempt.machine, release, commit, decision)
+            if step.keep_days and not environment:
+                keep_old_files(release, current, step)
+    except DeployError as error:
+        entry["result"] = "failed"
+        attempt.state.remember_bad(commit.id, "step", f"step {step.name} failed")
+        raise DeployError(f"step {step.name} failed: {error}", error.detail) from None
+    finally:
+        entry["seconds"] = round(time.monotonic() - began, 2)
+    if decision.fingerprint and attempt.state.steps.get(step.name) != decision.fingerprint:
+        attempt.state.steps[step.name] = dict(decision.fingerprint)
+        attempt.state.save()
+    if decision.needed:
+        log(f"{step.name}: done in {entry['seconds']:.1f} s")
+    return environment
+
+
+def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good: Release | None) -> dict[str, Any]:
+    """Steps 4 to 7: switch, bring the services, confirm; else go back to the good release."""
+    machine = attempt.machine
+    attempt.stage("switching", release=release.name)
+    switch(machine, release)
+    since = time.monotonic()
+    log(f"switched to {release.name}")
+    attempt.stage("services")
+    attempt.ready()
+    try:
+        activate(attempt, config, release, since)
+    except (Unhealthy, CommandError) as error:
+        log(f"{short(release.commit)} is not healthy: {error}", Log.ERROR)
+        return go_back(attempt, release, good, error)
+    release.confirm()
+    attempt.state.forget_bad(release.commit)
+    finish(attempt, config)
+    commits = f" from {short(attempt.previous)}" if attempt.previous else ""
+    return make_result(attempt, "deployed", f"{short(release.commit)} deployed{commits}")
+
+
+def activate(attempt: Attempt, config: Config, release: Release, since: float) -> None:
+    """Bring the services of this machine's roles to the release and confirm it."""
+    machine = attempt.machine
+    roles = machine_roles(machine, config)
+    if machine.is_set_up:
+        actions = stop_foreign_units(config, roles, config.service_timeout)
+        attempt.services = actions + bring_services(config, roles, since, restart=True)
+        confirm(machine, config, release, since)
+        attempt.services = with_states(attempt.services)
+    else:
+        if services_of(roles):
+            log(f"no machine.ini in {machine.root}: services are left alone")
+        confirm(machine, config, release, 0.0)
+    attempt.healthy = True
+
+
+def go_back(attempt: Attempt, release: Release, good: Release | None, error: DeployError) -> dict[str, Any]:
+    """The release is unhealthy: serve the good one again and remember the commit as bad."""
+    machine = attempt.machine
+    attempt.healthy = False
+    if not good:
+        raise Broken(
+            f"{short(release.commit)} is not healthy and there is no good release to go back to: {error}", error.detail
+        )
+    attempt.stage("going back", release=good.name)
+    log(f"going back to {good.name}", Log.WARNING)
+    switch(machine, good)
+    try:
+        activate(attempt, config_of_release(good), good, time.monotonic())
+    except (DeployError, OSError) as second:
+        raise Broken(
+            f"{short(release.commit)} is not healthy ({error}), and neither is {short(good.commit)} any more ({second})",
+            getattr(second, "detail", "") or error.detail,
+        ) from None
+    attempt.state.remember_bad(release.commit, "unhealthy", str(error))
+    remove(release.path)
+    message = f"{short(release.commit)} was not healthy: {error}; {short(good.commit)} serves again"
+    return make_result(attempt, "rolled_back", message, error.detail)
+
+
+def finish(attempt: Attempt, config: Config) -> None:
+    """Remove what nothing needs any more, and keep the script that boots use as new as this one."""
+    machine = attempt.machine
+    try:
+        prune(machine, config.keep)
+        installed, own = machine.root / "bin" / "deploy_machine.py", Path(__file__).read_text(encoding="utf-8")
+        if machine.is_set_up and (not installed.exists() or installed.read_text(encoding="utf-8") != own):
+            write_file(installed, own, mode=0o755)
+        for script in (machine.state / "scripts").glob("*.py"):
+            if script.stat().st_mtime < time.time() - 86400:  # a push may just have put one there
+                script.unlink()
+    except OSError as error:
+        log.warning(f"tidying up: {error}")  # the deploy itself is done
+
+
+def plan(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """Say what deploy would do and why; changes nothing but the mirror."""
+    attempt = new_attempt(machine, options)
+    mirror = Mirror(machine.mirror, machine.repo)
+    with hold_lock(machine, options, lambda stage: None):
+        commit, _ = find_target(attempt, mirror)
+        roles = machine_roles(machine, commit.config)
+        current = current_release(machine)
+        decisions = decide(machine, commit, attempt.state, options.full)
+        ahead = mirror.count(current.commit, commit.id) if current else 0
+    bad = attempt.state.bad.get(commit.id)
+    steps = [
+        {"name": d.step.name, "action": "run" if d.needed else "skip", "why": d.why, "run": shlex.join(d.step.run)}
+        for d in decisions
+    ]
+    same = bool(current and current.commit == commit.id and not options.full)
+    return {
+        "schema": SCHEMA,
+        "machine": machine.name,
+        "roles": list(machine.roles),
+        "current": current.commit if current else None,
+        "wanted": commit.id,
+        "commits": ahead,
+        "nothing_to_do": same,
+        "bad": bad["why"] if bad else None,
+        "steps": [] if same else steps,
+        "restart": services_of(roles),
+        "reload": reloads_of(roles),
+    }
+
+
+def print_plan(result: Mapping[str, Any]) -> None:
+    if result["nothing_to_do"]:
+        print(f"{result['machine']}: {short(result['wanted'])} already runs; deploy would do nothing")
+        return
+    print(
+        f"{result['machine']}: from {short(result['current'])} to {short(result['wanted'])} ({result['commits']} commits)"
+    )
+    if result["bad"]:
+        print(f"  this commit is remembered as bad ({result['bad']})")
+    for step in result["steps"]:
+        print(
+            f"  {step['action']:4}  {step['name']}: {step['why']}"
+            + (f"\n          {step['run']}" if step["action"] == "run" else "")
+        )
+    print(f"  restart {', '.join(result['restart']) or 'nothing'}; reload {', '.join(result['reload']) or 'nothing'}")
+
+
+def rollback(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """Go back to the newest good release before the current one, or to the one named."""
+    attempt = new_attempt(machine, options)
+    return locked(attempt, lambda attempt: roll_back_to(attempt, options.target))
+
+
+def roll_back_to(attempt: Attempt, wanted: str | None) -> dict[str, Any]:
+    machine, current = attempt.machine, current_release(attempt.machine)
+    release = choose_release(machine, current, wanted)
+    if not current or release == current:
+        return make_result(attempt, "unchanged", f"{release.name} already runs, nothing to do")
+    config = config_of_release(release)
+    machine_roles(machine, config)
+    attempt.wanted = release.commit
+    log(f"rolling back from {current.name} to {release.name}")
+    newer = current.name > release.name
+    result = switch_and_confirm(attempt, config, release, current if current.is_good else None)
+    if result["outcome"] != "deployed":
+        attempt.state.forget_bad(release.commit)
+        return result
+    if newer:  # the next boot must not bring back what a person has just left
+        attempt.state.remember_bad(current.commit, "person", "it was rolled back by hand")
+    return {
+        **result,
+        "outcome": "rolled_back_on_request",
+        "message": f"rolled back from {short(current.commit)} to {short(release.commit)}",
+    }
+
+
+def choose_release(machine: Machine, current: Release | None, wanted: str | None) -> Release:
+    """The good release to go back to. Raises UsageError if there is none, or none like `wanted`."""
+    good = [release for release in all_releases(machine) if release.is_good]
+    if wanted is None:
+        found = good_release_before(machine, current)
+        if not found:
+            raise UsageError("there is no good release before the current one")
+        return found
+    matches = [
+        r for r in good if r.name == wanted or (re.fullmatch("[0-9a-f]{4,40}", wanted) and r.commit.startswith(wanted))
+    ]
+    if not matches or len({release.commit for release in matches}) > 1:
+        names = ", ".join(release.name for release in good) or "none"
+        raise UsageError(f"{wanted}: {'ambiguous' if matches else 'no such release is kept'}; good releases: {names}")
+    return matches[-1]
+
+
+def status(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """What runs now, and the last results. Reads only."""
+    current = current_release(machine)
+    running = Running(machine).read() if os.access(machine.state, os.R_OK) else None
+    services: list[dict[str, str]] = []
+    healthy: bool | None = None
+    problem = ""
+    if current:
+        try:
+            roles = machine_roles(machine, config_of_release(current))
+            units = services_of(roles) + reloads_of(roles) if machine.is_set_up else []
+            services = [
+                {"unit": unit, "state": state["ActiveState"], "since": state["ActiveEnterTimestamp"]}
+                for unit, state in unit_states(units).items()
+            ]
+            problem = next((f"{s['unit']} is {s['state']}" for s in services if s["state"] != "active"), "")
+            problem = problem or probe(machine, roles, current, 10.0)
+            healthy = not problem
+        except DeployError as error:
+            problem = str(error)
+    since = (
+        datetime.fromtimestamp(os.lstat(machine.current).st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if current
+        else None
+    )
+    history = read_history(machine)
+    return {
+        "schema": SCHEMA,
+        "machine": machine.name,
+        "roles": list(machine.roles),
+        "commit": current.commit if current else None,
+        "release": current.name if current else None,
+        "since": since,
+        "services": services,
+        "healthy": healthy,
+        "problem": problem,
+        "bad_commits": [{"commit": commit, **about} for commit, about in State.load(machine).bad.items()],
+        "running": running if running and lock_is_held(machine) else None,
+        "interrupted": bool(running) and not lock_is_held(machine),
+        "last": read_json(machine.state / "last.json"),
+        "trigger": current.meta.get("trigger") if current else None,
+        "attempts": history[-5:],
+        "releases": [{"release": r.name, "commit": r.commit, "good": r.is_good} for r in all_releases(machine)],
+    }
+
+
+def lock_is_held(machine: Machine) -> bool:
+    try:
+        descriptor = os.open(machine.state / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def ago(timestamp: str | None) -> str:
+    """`3 h ago` for a time as now() writes it."""
+    if not timestamp:
+        return "never"
+    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    seconds = max(0.0, (datetime.now(timezone.utc) - then).total_seconds())
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def print_status(result: Mapping[str, Any]) -> None:
+    name = f"{result['machine']} ({', '.join(result['roles']) or 'no role'})"
+    if not result["commit"]:
+        print(f"{name}: nothing is deployed yet")
+    else:
+        print(
+            f"{name} runs {short(result['commit'])} since {result['since']} ({ago(result['since'])}), deployed by {result['trigger']}"
+        )
+        print(f"  release   {result['release']}")
+        for service in result["services"]:
+            print(
+                f"  service   {service['unit']}: {service['state']}"
+                + (f" since {service['since']}" if service["since"] else "")
+            )
+        print(f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}")
+    if result["running"]:
+        print(
+            f"  now       a deploy is going on: {result['running'].get('stage')} ({result['running'].get('trigger')}, since {result['running'].get('started')})"
+        )
+    if result["interrupted"]:
+        print("  note      the last deploy was interrupted; the next one cleans up after it")
+    for bad in result["bad_commits"]:
+        print(f"  bad       {short(bad['commit'])}: {bad['why']} ({bad['when']})")
+    if result["attempts"]:
+        print("last attempts")
+        print_history({"history": result["attempts"]})
+
+
+def history(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """All recorded results, oldest first."""
+    return {"schema": SCHEMA, "machine": machine.name, "history": read_history(machine)}
+
+
+def print_history(result: Mapping[str, Any]) -> None:
+    for entry in result["history"]:
+        print(
+            f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}  {short(entry['commit'])}  {entry['seconds']:6.1f} s  {entry['message']}"
+        )
+
+
+# --- command line -----------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def commit_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{4,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a commit id (4 to 40 hex digits)")
+    return text.lower()
+
+
+def positive(text: str) -> float:
+    try:
+        return number({"seconds": text}, "seconds", least=0.1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="deploy_machine.py",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Bring this machine to the newest commit of its branch, or leave it as it was.",
+        epilog="""commands:
+  deploy     fetch, build, switch, confirm; does nothing if there is nothing to do (default)
+  plan       say what deploy would do, step by step, and why
+  status     what runs since when, services, health, last attempts
+  history    every attempt, oldest first
+  rollback   go back to the good release before this one, or to the one named
+
+exit codes:
+  0 runs what was asked for   2 usage or configuration   10 failed, old release serves
+  11 was unhealthy, rolled back   12 broken, look at it   75 try again later""",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="deploy",
+        choices=["deploy", "plan", "status", "history", "rollback"],
+        metavar="COMMAND",
+    )
+    parser.add_argument("target", nargs="?", metavar="RELEASE|COMMIT", help="rollback: where to go back to")
+    parser.add_argument(
+        "--role", action="append", metavar="NAME", help="a role of this machine; repeatable (default: machine.ini)"
+    )
+    parser.add_argument(
+        "--root", metavar="DIR", help="default: $DEPLOY_ROOT, else where this script is installed, else /srv/app"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--contains", type=commit_id, metavar="SHA", help="the newest commit must contain this one: fetch until it does"
+    )
+    which.add_argument("--commit", type=commit_id, metavar="SHA", help="deploy exactly this commit of the branch")
+    parser.add_argument("--branch", metavar="NAME", help="default: machine.ini, else deploy.ini, else main")
+    parser.add_argument("--repo", metavar="URL", help="default: machine.ini")
+    parser.add_argument(
+        "--trigger",
+        choices=["cd", "boot", "manual"],
+        default="manual",
+        help="who asks; boot also tells systemd when services may start",
+    )
+    parser.add_argument("--full", action="store_true", help="run every step, whatever its inputs say")
+    parser.add_argument(
+        "--force", action="store_true", help="deploy also an older commit, or one that is remembered as bad"
+    )
+    parser.add_argument(
+        "--lock-timeout",
+        type=positive,
+        default=LOCK_TIMEOUT,
+        metavar="S",
+        help=f"seconds to wait for another deploy (default {LOCK_TIMEOUT:g})",
+    )
+    parser.add_argument(
+        "--fetch-timeout",
+        type=positive,
+        metavar="S",
+        help=f"seconds to wait for the repository (default: machine.ini, else {FETCH_TIMEOUT:g})",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line on stdout")
+    parser.add_argument("--show-config", action="store_true", help="plan: print the built-in deploy.ini and end")
+    parser.add_argument("--debug", action="store_true", help="show a traceback also for expected errors")
+    parser.add_argument("--version", action="version", version=f"deploy_machine.py {VERSION}")
+    return parser
+
+
+COMMANDS: Mapping[str, Callable[[Machine, argparse.Namespace], dict[str, Any]]] = {
+    "deploy": deploy,
+    "plan": plan,
+    "status": status,
+    "history": history,
+    "rollback": rollback,
+}
+PRINTERS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "plan": print_plan,
+    "status": print_status,
+    "history": print_history,
+}
+
+
+def main_inner(arguments: Sequence[str]) -> int:
+    """Run one command and print its result; return the exit code. Raises UsageError."""
+    options = make_parser().parse_args(arguments)
+    if options.show_config:
+        print(DEFAULTS, end="")
+        return 0
+    if options.target is not None and options.command != "rollback":
+        raise UsageError(f"unexpected argument {options.target!r} (see --help)")
+    result = COMMANDS[options.command](load_machine(options), options)
+    with contextlib.suppress(BrokenPipeError):
+        if options.json:
+            print(json.dumps(result), flush=True)
+        elif options.command in PRINTERS:
+            PRINTERS[options.command](result)
+    return EXIT_CODES[result["outcome"]] if "outcome" in result else 0
+
+
+def stop_on_signal(signum: int, _: Any) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # raise once: cleaning up must not be interrupted
+    raise Terminated(signum)
+
+
+def main() -> NoReturn:
+    os.umask(0o022)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost ssh connection does not end a deploy
+    signal.signal(signal.SIGTERM, stop_on_signal)
+    signal.signal(signal.SIGINT, stop_on_signal)
+    try:
+        sys.exit(main_inner(sys.argv[1:]))
+    except UsageError as error:
+        if "--debug" in sys.argv:
+            raise
+        log(f"deploy_machine.py: {error}", Log.ERROR)
+        show_progress(str(error))
+        sys.exit(EXIT_USAGE)
+    except DeployError as error:  # plan and status have no result to put it into
+        log(f"deploy_machine.py: {error}" + (f"\n{error.detail}" if error.detail else ""), Log.ERROR)
+        sys.exit(EXIT_CODES[error.outcome])
+    except Terminated as stop:
+        # die by the signal itself, so that systemd and shells see what happened
+        signal.signal(stop.signum, signal.SIG_DFL)
+        os.kill(os.getpid(), stop.signum)
+        raise AssertionError("not reached") from None
+
+
+if __name__ == "__main__":
+    main()
