@@ -42,6 +42,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import filecmp
 import hashlib
 import json
 import os
@@ -420,14 +421,15 @@ def tail(text: str) -> str:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a command and everything in its process group: TERM, and KILL after five seconds."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """End a command and everything in its process group: TERM, and KILL after five seconds.
+
+    What runs as root through sudo cannot be signalled; systemctl ends by its own time limits.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -491,18 +493,11 @@ def remove(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
-        shutil.rmtree(path, onerror=make_removable)
-
-
-def make_removable(function: Callable[[str], Any], path: str, _: Any) -> None:
-    """For rmtree: steps may leave directories without write permission; try once more with it."""
-    if os.path.lexists(path):
-        os.chmod(os.path.dirname(path), 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
+        try:
+            shutil.rmtree(path)
+        except PermissionError:  # a step made directories read-only
+            run(["chmod", "-R", "u+rwX", str(path)])
+            shutil.rmtree(path)
 
 
 def parse_env_file(text: str) -> dict[str, str]:
@@ -956,8 +951,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def hold_lock(machine: Machine, options: argparse.Namespace, while_waiting: Callable[[str], None]) -> Iterator[None]:
-    """Hold the machine's lock. The kernel frees it with the process; the file is never removed.
+def hold_lock(machine: Machine, options: argparse.Namespace, while_waiting: Callable[[str], None]) -> Iterator[int]:
+    """Hold the machine's lock and yield its descriptor; its file is never removed.
+
+    The kernel frees the lock with the process, so a killed deploy leaves none behind.
 
     Waits at most --lock-timeout seconds, saying for whom; then raises Busy. `while_waiting` is
     called with the stage that the holder has reached.
@@ -972,8 +969,7 @@ def hold_lock(machine: Machine, options: argparse.Namespace, while_waiting: Call
     os.set_inheritable(descriptor, False)
     try:
         wait_for_lock(descriptor, machine, options.lock_timeout, while_waiting)
-        hold_lock.descriptor = descriptor  # type: ignore[attr-defined]
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -987,7 +983,8 @@ def wait_for_lock(descriptor: int, machine: Machine, timeout: float, while_waiti
             return
         except BlockingIOError:
             holder = Running(machine).read() or {}
-            who = f"process {holder.get('pid', 'unknown')} ({holder.get('trigger', '?')}, since {holder.get('started', '?')})"
+            pid, trigger, since = (holder.get(key, "unknown") for key in ("pid", "trigger", "started"))
+            who = f"process {pid} ({trigger}, since {since})"
             while_waiting(str(holder.get("stage", "")))
         if time.monotonic() >= deadline:
             raise Busy(f"another deploy holds the lock: {who}; waited {timeout:g} s for it")
@@ -1599,7 +1596,7 @@ def unit_states(units: Sequence[str]) -> dict[str, UnitState]:
     """What systemd says of each unit, in one call (no privilege needed)."""
     if not units:
         return {}
-    names = "Id,LoadState,ActiveState,SubState,MainPID,NRestarts,UnitFileState,ActiveEnterTimestampMonotonic,Result,ActiveEnterTimestamp"
+    names = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,ActiveEnterTimestampMonotonic,Result"
     done = run([SYSTEMCTL, "show", "--no-pager", f"--property={names}", "--", *units])
     blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.strip().split("\n\n")]
     return dict(zip(units, blocks))
@@ -1741,7 +1738,7 @@ def confirm(machine: Machine, config: Config, release: Release, since: float) ->
     services = services_of(roles) if machine.is_set_up else []
     reloads = reloads_of(roles) if machine.is_set_up else []
     stay = STAYS_ACTIVE if any(role.services and not (role.health or role.check) for role in roles) else STAYS_HEALTHY
-    stay = stay if services or any(role.health for role in roles) else 0.0
+    stay = stay if services else 0.0
     deadline = time.monotonic() + config.health_timeout
     healthy_since: float | None = None
     restarts: dict[str, str] = {}
@@ -1785,6 +1782,9 @@ def journal_of(unit: str) -> str:
 # --- stories: deploy, plan, rollback, status, history ------------------------------------------------
 
 
+Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
+
+
 @dataclasses.dataclass
 class Attempt:
     """One run of one command on this machine, and what its result will say."""
@@ -1801,6 +1801,8 @@ class Attempt:
     services: list[dict[str, str]] = dataclasses.field(default_factory=list)
     healthy: bool | None = None
     is_ready: bool = False
+    is_switched: bool = False
+    lock: int = -1
 
     def ready(self) -> None:
         """At boot: let systemd start the services now, on whatever `current` is. Works once."""
@@ -1826,7 +1828,7 @@ def new_attempt(machine: Machine, options: argparse.Namespace) -> Attempt:
     return Attempt(machine, options, State.load(machine), options.trigger, previous=current.commit if current else None)
 
 
-def deploy(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+def deploy(machine: Machine, options: argparse.Namespace) -> Result:
     """Bring the machine to the commit that is wanted; return the result (contract: README).
 
     At boot, while only the repository is out of reach, it goes on trying in the background.
@@ -1862,12 +1864,12 @@ def boot_time_limit(attempt: Attempt) -> Iterator[None]:
         attempt.ready()
 
 
-def locked(attempt: Attempt, story: Callable[[Attempt], dict[str, Any]], quiet: bool = False) -> dict[str, Any]:
+def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = False) -> Result:
     """Run a story under the lock, turn its failure into a result, and record that.
 
     quiet: an `unreachable` is not recorded again (a boot that keeps trying).
     """
-    machine = attempt.machine
+    machine, running = attempt.machine, Running(attempt.machine)
 
     def while_waiting(stage: str) -> None:
         # A push that came first waits for systemd to start services, and systemd waits for us.
@@ -1875,41 +1877,44 @@ def locked(attempt: Attempt, story: Callable[[Attempt], dict[str, Any]], quiet: 
             attempt.ready()
 
     try:
-        with hold_lock(machine, attempt.options, while_waiting):
+        with hold_lock(machine, attempt.options, while_waiting) as attempt.lock:
             clean_up(machine)
-            Running(machine).write(
-                pid=os.getpid(), trigger=attempt.trigger, started=attempt.started, stage="start", release="", wanted=""
-            )
+            running.write(pid=os.getpid(), trigger=attempt.trigger, started=attempt.started, stage="start", release="")
             try:
                 result = story(attempt)
             except Terminated as stop:
-                if Running(machine).read() and attempt.healthy is not False:
-                    record(attempt, failure(attempt, DeployError(f"{stop}: the release that ran still serves")))
-                Running(machine).clear()
+                if attempt.is_switched:
+                    log.warning(f"{stop} before the new release was confirmed: the next run does that")
+                    raise  # and running.json stays: this deploy was interrupted
+                record(attempt, failure(attempt, DeployError(str(stop))))
+                running.clear()
                 raise
             except UsageError:
-                Running(machine).clear()
+                running.clear()
                 raise
             except (DeployError, OSError) as error:
                 result = failure(attempt, error)
             if not (quiet and result["outcome"] == "unreachable"):
                 record(attempt, result)
-            Running(machine).clear()
+            running.clear()
             return result
     except Busy as error:
-        attempt.ready()
         log(f"busy: {error}", Log.ERROR)
         return make_result(attempt, "busy", str(error))
 
 
-def failure(attempt: Attempt, error: DeployError | OSError) -> dict[str, Any]:
+def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
     """The result of a story that ended with an expected error; `current` is what it was."""
-    attempt.ready()
-    message = str(error)
+    message, detail, outcome = str(error), getattr(error, "detail", ""), getattr(error, "outcome", "failed")
     if isinstance(error, OSError):
         message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    detail = getattr(error, "detail", "")
-    outcome = getattr(error, "outcome", "failed")
+    if attempt.healthy is None:
+        with contextlib.suppress(DeployError):  # what went wrong first is what counts
+            if attempt.trigger == "boot":
+                settle_current(attempt)
+            else:
+                attempt.services, problem = observe(attempt.machine, current_release(attempt.machine))
+                attempt.healthy = not problem
     if outcome != "broken":
         message += still_runs(attempt)
     return make_result(attempt, outcome, message, detail)
@@ -1924,7 +1929,7 @@ def short(commit: str | None) -> str:
     return commit[:8] if commit else "nothing"
 
 
-def make_result(attempt: Attempt, outcome: str, message: str, detail: str = "") -> dict[str, Any]:
+def make_result(attempt: Attempt, outcome: str, message: str, detail: str = "") -> Result:
     """The result as the contract has it. `detail` is a failed command's or service's last output."""
     current = current_release(attempt.machine)
     result = {
@@ -1947,7 +1952,7 @@ def make_result(attempt: Attempt, outcome: str, message: str, detail: str = "") 
     return {**result, "detail": detail} if detail else result
 
 
-def record(attempt: Attempt, result: dict[str, Any]) -> None:
+def record(attempt: Attempt, result: Result) -> None:
     """Write the result to state/, history and journal. A full disk must not hide the outcome."""
     try:
         write_json(attempt.machine.state / "last.json", result)
@@ -1963,28 +1968,26 @@ def record(attempt: Attempt, result: dict[str, Any]) -> None:
     show_progress(text)
 
 
-def bring_to_target(attempt: Attempt) -> dict[str, Any]:
+def bring_to_target(attempt: Attempt) -> Result:
     """Steps 2 to 7 of a deploy, under the lock."""
     machine = attempt.machine
     mirror = Mirror(machine.mirror, machine.repo)
-    try:
-        commit, tip = find_target(attempt, mirror)
-    except Unreachable:
-        settle_current(attempt)
-        raise
-    hand_over(attempt, mirror, commit, tip)
-    machine_roles(machine, commit.config)
-    done = nothing_to_do(attempt, mirror, commit.id)
+    wanted, tip = find_target(attempt, mirror)
+    done = nothing_to_do(attempt, mirror, wanted)
     if done:
         return done
+    tree = mirror.tree(wanted)
+    hand_over(attempt, mirror, tree, tip)
+    commit = load_commit(mirror, wanted, tree)
+    machine_roles(machine, commit.config)
     current = current_release(machine)
     good = current if current and current.is_good else good_release_before(machine, current)
     release = build(attempt, mirror, commit, current)
     return switch_and_confirm(attempt, commit.config, release, good)
 
 
-def find_target(attempt: Attempt, mirror: Mirror) -> tuple[Commit, str]:
-    """Fetch; return the commit to deploy, and the id of the branch's newest one."""
+def find_target(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
+    """Fetch; return the ids of the commit to deploy and of the branch's newest one."""
     wanted = attempt.options.commit
     tip, branch = fetch_until(attempt, mirror)
     commit = mirror.resolve(wanted) if wanted else tip
@@ -1992,12 +1995,11 @@ def find_target(attempt: Attempt, mirror: Mirror) -> tuple[Commit, str]:
         raise UsageError(f"--commit {wanted}: is no commit of branch {branch} of {mirror.url}")
     attempt.wanted = commit
     log.fields["DEPLOY_COMMIT"] = commit
-    return load_commit(mirror, commit), tip
+    return commit, tip
 
 
-def load_commit(mirror: Mirror, commit: str) -> Commit:
-    """Read a commit's tree and deploy.ini. Raises DeployError: the commit is at fault, not the call."""
-    tree = mirror.tree(commit)
+def load_commit(mirror: Mirror, commit: str, tree: Tree) -> Commit:
+    """Read a commit's configuration. Raises DeployError: the commit is at fault, not the call."""
     pyproject = mirror.read(tree["pyproject.toml"].oid) if "pyproject.toml" in tree else ""
     text = mirror.read(tree["deploy.ini"].oid) if "deploy.ini" in tree else ""
     try:
@@ -2080,12 +2082,12 @@ def branch_of_config(mirror: Mirror, tip: str, branch: str) -> str:
     return config.branch if config.sets_branch and config.branch != branch else ""
 
 
-def hand_over(attempt: Attempt, mirror: Mirror, commit: Commit, tip: str) -> None:
+def hand_over(attempt: Attempt, mirror: Mirror, tree: Tree, tip: str) -> None:
     """Let the copy of this script that the commit carries do the rest, if it is another one.
 
     So a boot does exactly what a push of that commit does. Once only, and only if it starts.
     """
-    entry = commit.tree.get(SCRIPT_IN_REPOSITORY)
+    entry = tree.get(SCRIPT_IN_REPOSITORY)
     own = Path(__file__).read_bytes()
     if not entry or entry.kind != "blob" or os.environ.get("DEPLOY_TAKEN_OVER"):
         return
@@ -2104,61 +2106,49 @@ def hand_over(attempt: Attempt, mirror: Mirror, commit: Commit, tip: str) -> Non
         )
         return
     log(f"handing over to {SCRIPT_IN_REPOSITORY} of {short(attempt.wanted)}")
-    descriptor: int = hold_lock.descriptor  # type: ignore[attr-defined]
-    os.set_inheritable(descriptor, True)
+    os.set_inheritable(attempt.lock, True)
     Running(attempt.machine).clear()
-    env = {**os.environ, "DEPLOY_TAKEN_OVER": "1", "DEPLOY_TAKEN_OVER_AT": tip, "DEPLOY_LOCK_FD": str(descriptor)}
+    env = {**os.environ, "DEPLOY_TAKEN_OVER": "1", "DEPLOY_TAKEN_OVER_AT": tip, "DEPLOY_LOCK_FD": str(attempt.lock)}
     os.execve(sys.executable, [sys.executable, str(script), *sys.argv[1:], "--root", str(attempt.machine.root)], env)
 
 
-def nothing_to_do(attempt: Attempt, mirror: Mirror, commit: str) -> dict[str, Any] | None:
+def nothing_to_do(attempt: Attempt, mirror: Mirror, commit: str) -> Result | None:
     """The result if no release is to be built: the commit runs, is older, or is known to be bad."""
     options, current = attempt.options, current_release(attempt.machine)
     bad = attempt.state.bad.get(commit)
     if current and current.commit == commit and not options.full:
-        settle_current(attempt)
-        return make_result(attempt, "unchanged", f"{short(commit)} already runs, nothing to do")
-    if current and not options.force and mirror.contains(current.commit, commit) and current.commit != commit:
-        settle_current(attempt)
-        return make_result(
-            attempt,
-            "superseded",
-            f"{short(current.commit)} runs, which is newer than {short(commit)}; --force goes back",
-        )
+        settled = settle_current(attempt)
+        refresh_script(attempt.machine, current)
+        return settled or make_result(attempt, "unchanged", f"{short(commit)} already runs, nothing to do")
+    if current and current.commit != commit and not options.force and mirror.contains(current.commit, commit):
+        message = f"{short(current.commit)} runs, which is newer than {short(commit)}; --force goes back"
+        return settle_current(attempt) or make_result(attempt, "superseded", message)
     if bad and not options.force and (bad["kind"] == "unhealthy" or attempt.trigger == "boot"):
-        settle_current(attempt)
-        raise DeployError(
-            f"{short(commit)} is not tried again: {bad['why']} ({bad['when']}); push a fix, or deploy with --force"
-        )
-    if bad:
-        attempt.state.forget_bad(commit)
+        message = f"{short(commit)} is not tried again: {bad['why']} ({bad['when']}); push a fix, or use --force"
+        raise DeployError(message)
+    attempt.state.forget_bad(commit)
     return None
 
 
-def settle_current(attempt: Attempt) -> None:
-    """There will be no new release: see that the current one runs, and confirm it.
+def settle_current(attempt: Attempt) -> Result | None:
+    """There will be no new release: see that the services of the current one run.
 
-    One that was never confirmed (a deploy was interrupted) is given up if it is unhealthy.
+    A release that was switched to but never confirmed (a deploy was interrupted) is confirmed
+    now, or given up if it is unhealthy; then the result of that is returned. Raises Broken.
     """
     machine, current = attempt.machine, current_release(attempt.machine)
     attempt.ready()
     if not current:
-        return
-    try:
-        config = config_of_release(current)
-        roles = machine_roles(machine, config)
-    except UsageError:
-        return
+        return None
+    config = config_of_release(current)
+    roles = machine_roles(machine, config)
     if not current.is_good:
         log(f"{short(current.commit)} was switched to but never confirmed: an earlier deploy was interrupted")
-        switch_and_confirm(attempt, config, current, good_release_before(machine, current))
-        return
+        return switch_and_confirm(attempt, config, current, good_release_before(machine, current))
     try:
         if machine.is_set_up:
-            attempt.services = with_states(
-                stop_foreign_units(config, roles, config.service_timeout)
-                + bring_services(config, roles, 0.0, restart=False)
-            )
+            actions = stop_foreign_units(config, roles, config.service_timeout)
+            attempt.services = with_states(actions + bring_services(config, roles, 0.0, restart=False))
         if any(service["action"] != "none" for service in attempt.services) or attempt.trigger == "boot":
             confirm(machine, config, current, 0.0)
         elif probe(machine, roles, current, 10.0):
@@ -2167,6 +2157,7 @@ def settle_current(attempt: Attempt) -> None:
     except (Unhealthy, CommandError) as error:
         attempt.healthy = False
         raise Broken(f"{short(current.commit)} runs but is not healthy: {error}", error.detail) from None
+    return None
 
 
 def restart_current(attempt: Attempt, config: Config, roles: Sequence[Role], current: Release) -> None:
@@ -2261,10 +2252,11 @@ def take_step(
     return environment
 
 
-def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good: Release | None) -> dict[str, Any]:
+def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good: Release | None) -> Result:
     """Steps 4 to 7: switch, bring the services, confirm; else go back to the good release."""
     machine = attempt.machine
     attempt.stage("switching", release=release.name)
+    attempt.is_switched = True
     switch(machine, release)
     since = time.monotonic()
     log(f"switched to {release.name}")
@@ -2277,7 +2269,7 @@ def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good:
         return go_back(attempt, release, good, error)
     release.confirm()
     attempt.state.forget_bad(release.commit)
-    finish(attempt, config)
+    finish(attempt, config, release)
     commits = f" from {short(attempt.previous)}" if attempt.previous else ""
     return make_result(attempt, "deployed", f"{short(release.commit)} deployed{commits}")
 
@@ -2298,7 +2290,7 @@ def activate(attempt: Attempt, config: Config, release: Release, since: float) -
     attempt.healthy = True
 
 
-def go_back(attempt: Attempt, release: Release, good: Release | None, error: DeployError) -> dict[str, Any]:
+def go_back(attempt: Attempt, release: Release, good: Release | None, error: DeployError) -> Result:
     """The release is unhealthy: serve the good one again and remember the commit as bad."""
     machine = attempt.machine
     attempt.healthy = False
@@ -2313,7 +2305,7 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
         activate(attempt, config_of_release(good), good, time.monotonic())
     except (DeployError, OSError) as second:
         raise Broken(
-            f"{short(release.commit)} is not healthy ({error}), and neither is {short(good.commit)} any more ({second})",
+            f"{short(release.commit)} is not healthy ({error}), nor is {short(good.commit)} any more ({second})",
             getattr(second, "detail", "") or error.detail,
         ) from None
     attempt.state.remember_bad(release.commit, "unhealthy", str(error))
@@ -2322,27 +2314,40 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     return make_result(attempt, "rolled_back", message, error.detail)
 
 
-def finish(attempt: Attempt, config: Config) -> None:
-    """Remove what nothing needs any more, and keep the script that boots use as new as this one."""
+def finish(attempt: Attempt, config: Config, release: Release) -> None:
+    """Remove what nothing needs any more, and keep the script that boots use up to date."""
     machine = attempt.machine
     try:
         prune(machine, config.keep)
-        installed, own = machine.root / "bin" / "deploy_machine.py", Path(__file__).read_text(encoding="utf-8")
-        if machine.is_set_up and (not installed.exists() or installed.read_text(encoding="utf-8") != own):
-            write_file(installed, own, mode=0o755)
         for script in (machine.state / "scripts").glob("*.py"):
             if script.stat().st_mtime < time.time() - 86400:  # a push may just have put one there
                 script.unlink()
+        refresh_script(machine, release)
     except OSError as error:
         log.warning(f"tidying up: {error}")  # the deploy itself is done
 
 
-def plan(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+def refresh_script(machine: Machine, release: Release) -> None:
+    """Install this script as the one that boots run, unless the release carries another one."""
+    own, installed, carried = (
+        Path(__file__),
+        machine.root / "bin" / "deploy_machine.py",
+        release.path / SCRIPT_IN_REPOSITORY,
+    )
+    if not machine.is_set_up or (installed.exists() and filecmp.cmp(own, installed, shallow=False)):
+        return
+    if not carried.exists() or filecmp.cmp(own, carried, shallow=False):
+        write_file(installed, own.read_text(encoding="utf-8"), mode=0o755)
+        log(f"{installed} is now the version that {short(release.commit)} was deployed with")
+
+
+def plan(machine: Machine, options: argparse.Namespace) -> Result:
     """Say what deploy would do and why; changes nothing but the mirror."""
     attempt = new_attempt(machine, options)
     mirror = Mirror(machine.mirror, machine.repo)
     with hold_lock(machine, options, lambda stage: None):
-        commit, _ = find_target(attempt, mirror)
+        wanted, _ = find_target(attempt, mirror)
+        commit = load_commit(mirror, wanted, mirror.tree(wanted))
         roles = machine_roles(machine, commit.config)
         current = current_release(machine)
         decisions = decide(machine, commit, attempt.state, options.full)
@@ -2368,12 +2373,13 @@ def plan(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def print_plan(result: Mapping[str, Any]) -> None:
+def print_plan(result: Result) -> None:
     if result["nothing_to_do"]:
         print(f"{result['machine']}: {short(result['wanted'])} already runs; deploy would do nothing")
         return
     print(
-        f"{result['machine']}: from {short(result['current'])} to {short(result['wanted'])} ({result['commits']} commits)"
+        f"{result['machine']}: from {short(result['current'])} to {short(result['wanted'])}"
+        f" ({result['commits']} commits)"
     )
     if result["bad"]:
         print(f"  this commit is remembered as bad ({result['bad']})")
@@ -2385,13 +2391,13 @@ def print_plan(result: Mapping[str, Any]) -> None:
     print(f"  restart {', '.join(result['restart']) or 'nothing'}; reload {', '.join(result['reload']) or 'nothing'}")
 
 
-def rollback(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+def rollback(machine: Machine, options: argparse.Namespace) -> Result:
     """Go back to the newest good release before the current one, or to the one named."""
     attempt = new_attempt(machine, options)
     return locked(attempt, lambda attempt: roll_back_to(attempt, options.target))
 
 
-def roll_back_to(attempt: Attempt, wanted: str | None) -> dict[str, Any]:
+def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
     machine, current = attempt.machine, current_release(attempt.machine)
     release = choose_release(machine, current, wanted)
     if not current or release == current:
@@ -2400,7 +2406,7 @@ def roll_back_to(attempt: Attempt, wanted: str | None) -> dict[str, Any]:
     machine_roles(machine, config)
     attempt.wanted = release.commit
     log(f"rolling back from {current.name} to {release.name}")
-    newer = current.name > release.name
+    newer = current.name > release.name and current.commit != release.commit
     result = switch_and_confirm(attempt, config, release, current if current.is_good else None)
     if result["outcome"] != "deployed":
         attempt.state.forget_bad(release.commit)
@@ -2431,26 +2437,27 @@ def choose_release(machine: Machine, current: Release | None, wanted: str | None
     return matches[-1]
 
 
-def status(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+def observe(machine: Machine, current: Release | None) -> tuple[list[dict[str, str]], str]:
+    """The present state of the current release's services, and what is wrong, if anything is."""
+    if not current:
+        return [], "nothing is deployed"
+    config = config_of_release(current)
+    roles = machine_roles(machine, config)
+    states = unit_states(services_of(roles) + reloads_of(roles)) if machine.is_set_up else {}
+    services = [{"unit": unit, "state": state["ActiveState"], "action": "none"} for unit, state in states.items()]
+    down = [f"{service['unit']} is {service['state']}" for service in services if service["state"] != "active"]
+    return services, down[0] if down else probe(machine, roles, current, 10.0)
+
+
+def status(machine: Machine, options: argparse.Namespace) -> Result:
     """What runs now, and the last results. Reads only."""
     current = current_release(machine)
-    running = Running(machine).read() if os.access(machine.state, os.R_OK) else None
-    services: list[dict[str, str]] = []
-    healthy: bool | None = None
-    problem = ""
-    if current:
-        try:
-            roles = machine_roles(machine, config_of_release(current))
-            units = services_of(roles) + reloads_of(roles) if machine.is_set_up else []
-            services = [
-                {"unit": unit, "state": state["ActiveState"], "since": state["ActiveEnterTimestamp"]}
-                for unit, state in unit_states(units).items()
-            ]
-            problem = next((f"{s['unit']} is {s['state']}" for s in services if s["state"] != "active"), "")
-            problem = problem or probe(machine, roles, current, 10.0)
-            healthy = not problem
-        except DeployError as error:
-            problem = str(error)
+    running = Running(machine).read()
+    try:
+        services, problem = observe(machine, current)
+    except DeployError as error:
+        services, problem = [], str(error)
+    healthy = not problem if current else None
     since = (
         datetime.fromtimestamp(os.lstat(machine.current).st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         if current
@@ -2503,13 +2510,14 @@ def ago(timestamp: str | None) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def print_status(result: Mapping[str, Any]) -> None:
+def print_status(result: Result) -> None:
     name = f"{result['machine']} ({', '.join(result['roles']) or 'no role'})"
     if not result["commit"]:
         print(f"{name}: nothing is deployed yet")
     else:
         print(
-            f"{name} runs {short(result['commit'])} since {result['since']} ({ago(result['since'])}), deployed by {result['trigger']}"
+            f"{name} runs {short(result['commit'])} since {result['since']} ({ago(result['since'])}),"
+            f" deployed by {result['trigger']}"
         )
         print(f"  release   {result['release']}")
         for service in result["services"]:
@@ -2519,9 +2527,7 @@ def print_status(result: Mapping[str, Any]) -> None:
             )
         print(f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}")
     if result["running"]:
-        print(
-            f"  now       a deploy is going on: {result['running'].get('stage')} ({result['running'].get('trigger')}, since {result['running'].get('started')})"
-        )
+        print("  now       a deploy is going on: {stage} ({trigger}, since {started})".format(**result["running"]))
     if result["interrupted"]:
         print("  note      the last deploy was interrupted; the next one cleans up after it")
     for bad in result["bad_commits"]:
@@ -2531,15 +2537,16 @@ def print_status(result: Mapping[str, Any]) -> None:
         print_history({"history": result["attempts"]})
 
 
-def history(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+def history(machine: Machine, options: argparse.Namespace) -> Result:
     """All recorded results, oldest first."""
     return {"schema": SCHEMA, "machine": machine.name, "history": read_history(machine)}
 
 
-def print_history(result: Mapping[str, Any]) -> None:
+def print_history(result: Result) -> None:
     for entry in result["history"]:
         print(
-            f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}  {short(entry['commit'])}  {entry['seconds']:6.1f} s  {entry['message']}"
+            f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}"
+            f"  {short(entry['commit']):8}  {entry['seconds']:6.1f} s  {entry['message']}"
         )
 
 
@@ -2632,14 +2639,14 @@ exit codes:
     return parser
 
 
-COMMANDS: Mapping[str, Callable[[Machine, argparse.Namespace], dict[str, Any]]] = {
+COMMANDS: Mapping[str, Callable[[Machine, argparse.Namespace], Result]] = {
     "deploy": deploy,
     "plan": plan,
     "status": status,
     "history": history,
     "rollback": rollback,
 }
-PRINTERS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+PRINTERS: Mapping[str, Callable[[Result], None]] = {
     "plan": print_plan,
     "status": print_status,
     "history": print_history,
