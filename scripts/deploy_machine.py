@@ -44,6 +44,7 @@ import errno
 import fcntl
 import filecmp
 import hashlib
+import http.client
 import json
 import os
 import pwd
@@ -56,9 +57,10 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
+from typing import Any, Callable, NoReturn
 
 VERSION = "0.1.0"
 SCHEMA = 1  # of the result, the history and every file below state/
@@ -1670,8 +1672,6 @@ def started(state: UnitState) -> float:
 
 def http_status(url: str, timeout: float) -> tuple[int, str]:
     """GET a URL (http:// or http+unix://); return the status and the beginning of the body."""
-    import http.client
-
     if url.startswith("http+unix://"):
         place, _, path = url[len("http+unix://") :].partition(":")
         connection = http.client.HTTPConnection("localhost", timeout=timeout)
@@ -1691,8 +1691,6 @@ def http_status(url: str, timeout: float) -> tuple[int, str]:
 
 def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: float) -> str:
     """Ask every health URL and run every check once; return what is wrong, or nothing."""
-    import http.client
-
     for role in roles:
         if role.health and machine.is_set_up:
             try:
@@ -2521,10 +2519,7 @@ def print_status(result: Result) -> None:
         )
         print(f"  release   {result['release']}")
         for service in result["services"]:
-            print(
-                f"  service   {service['unit']}: {service['state']}"
-                + (f" since {service['since']}" if service["since"] else "")
-            )
+            print(f"  service   {service['unit']}: {service['state']}")
         print(f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}")
     if result["running"]:
         print("  now       a deploy is going on: {stage} ({trigger}, since {started})".format(**result["running"]))

@@ -1,0 +1,440 @@
+"""Whole deploys of a small application into an empty directory: what runs, and what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import DEPLOY_INI, SCRIPT, App
+
+
+def test_first_deploy_runs_every_step_that_applies(app: App) -> None:
+    done = app.deploy()
+    assert done.result["outcome"] == "deployed"
+    assert done.ran() == ["assets", "schema", "always"]
+    assert done.why("assets") == "first run on this machine"
+    assert done.why("always") == "has no inputs, so it always runs"
+    assert app.revision() == app.git("rev-parse", "HEAD") == done.result["commit"]
+    assert (app.current / "out" / "all").read_text() == "a\n"
+    assert os.readlink(app.root / "current") == f"releases/{done.result['release']}"
+
+
+def test_second_run_is_unchanged_and_writes_nothing(app: App) -> None:
+    app.deploy()
+    before = app.snapshot()
+    again = app.deploy()
+    assert again.result["outcome"] == "unchanged"
+    assert again.result["steps"] == []
+    assert app.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "ran", "why"),
+    [
+        ({"code.py": "print(2)\n"}, ["always"], {"assets": "kept from before: same src/"}),
+        ({"src/b": "b\n"}, ["assets", "always"], {"assets": "src/ changed"}),
+        ({"db/two.sql": "2;\n"}, ["schema", "always"], {"schema": "db/two.sql is new"}),
+        ({"one.sql": None, "two.sql": "2;\n"}, ["schema", "always"], {"schema": "two.sql is new; one.sql is gone"}),
+        (
+            {"deploy.ini": DEPLOY_INI.replace("echo built", "echo made")},
+            ["assets", "always"],
+            {"assets": "run line changed"},
+        ),
+    ],
+)
+def test_only_steps_whose_inputs_changed_run(
+    app: App, change: dict[str, str | bytes | None], ran: list[str], why: dict[str, str]
+) -> None:
+    app.deploy()
+    app.commit(change)
+    done = app.deploy()
+    assert done.ran() == ran
+    for name, reason in why.items():
+        assert done.why(name) == reason
+
+
+def test_unchanged_output_is_shared_between_releases_and_found_again(app: App) -> None:
+    app.deploy()
+    first = (app.current / "out").resolve()
+    app.commit({"src/a": "changed\n"})
+    app.deploy()
+    assert (app.current / "out").resolve() != first
+    assert first.is_dir(), "the previous release still needs it"
+    app.commit({"src/a": "a\n"}, "back")
+    done = app.deploy()
+    assert "assets" not in done.ran()
+    assert (app.current / "out").resolve() == first
+
+
+def test_full_runs_every_step_and_leaves_the_running_tree_alone(app: App) -> None:
+    app.deploy()
+    before = (app.current / "out").resolve()
+    done = app.deploy("--full")
+    assert done.ran() == ["assets", "schema", "always"]
+    assert (app.current / "out").resolve() != before
+    assert done.result["outcome"] == "deployed"
+
+
+@pytest.mark.parametrize("step", ["assets", "schema", "always"])
+def test_a_failing_step_leaves_the_old_release_and_nothing_of_the_new(app: App, step: str) -> None:
+    good = app.deploy().result
+    before = app.snapshot()
+    broken = f"[step {step}]\nrun = sh -c 'echo last words; exit 3'\n"
+    separate = "\n".join(block for block in DEPLOY_INI.split("\n\n") if f"[step {step}]" not in block)
+    wanted = app.commit({"deploy.ini": separate + "\n" + broken})
+    done = app.deploy(expect=10)
+    assert done.result["outcome"] == "failed"
+    assert done.result["commit"] == good["commit"]
+    assert done.result["wanted"] == wanted
+    assert f"step {step} failed" in done.result["message"]
+    assert "ended with 3" in done.result["message"]
+    assert done.result["detail"] == "last words"
+    left = {path: value for path, value in app.snapshot().items() if "/envs" not in path}
+    assert left == {path: value for path, value in before.items() if "/envs" not in path}
+
+
+def test_a_fixed_commit_deploys_after_a_failed_one_and_a_push_tries_again(app: App) -> None:
+    app.deploy()
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step late]\nrun = sh -c 'test -e $HOME/ready'\n"})
+    app.deploy(expect=10)
+    app.deploy("--trigger", "cd", expect=10)
+    (app.root.parent / "ready").touch()
+    assert app.deploy("--trigger", "cd").result["outcome"] == "deployed"
+
+
+def test_a_release_that_fails_its_check_is_rolled_back_and_not_tried_again(app: App) -> None:
+    config = DEPLOY_INI.replace("shared = .env", "shared = .env\nhealth_timeout = 1").replace(
+        "[role web]", "[role web]\ncheck = sh -c 'echo looking; test ! -e broken'"
+    )
+    good = app.commit({"deploy.ini": config})
+    app.deploy()
+    bad = app.commit({"broken": "yes"})
+    done = app.deploy(expect=11)
+    assert done.result["outcome"] == "rolled_back"
+    assert app.revision() == good == done.result["commit"]
+    assert done.result["healthy"] is True, "the release that serves again is the healthy one"
+    assert "looking" in done.result["message"]
+    again = app.deploy(expect=10)
+    assert "is not tried again" in again.result["message"]
+    assert again.result["steps"] == []
+    assert list(app.state()["bad"]) == [bad]
+    app.deploy("--force", expect=11)
+    app.commit({"broken": None})
+    assert app.deploy().result["outcome"] == "deployed"
+
+
+def test_without_a_good_release_an_unhealthy_one_is_broken(app: App) -> None:
+    app.commit(
+        {
+            "deploy.ini": DEPLOY_INI.replace("[role web]", "[role web]\ncheck = false").replace(
+                "shared = .env", "health_timeout = 0.5"
+            )
+        }
+    )
+    done = app.deploy(expect=12)
+    assert done.result["outcome"] == "broken"
+    assert "no good release" in done.result["message"]
+
+
+def test_rollback_goes_to_the_release_before_and_a_boot_does_not_undo_it(app: App) -> None:
+    first = app.deploy().result
+    second = app.commit({"code.py": "print(2)\n"})
+    app.deploy()
+    back = app.run("rollback")
+    assert (back.code, back.result["outcome"]) == (0, "rolled_back_on_request")
+    assert app.revision() == first["commit"]
+    boot = app.run("deploy", "--trigger", "boot")
+    assert boot.code == 10, boot.log
+    assert "rolled back by hand" in boot.result["message"]
+    assert app.revision() == first["commit"]
+    assert app.deploy().result["commit"] == second, "a person or a push brings it back"
+
+
+def test_rollback_names(app: App) -> None:
+    releases = [app.deploy().result["release"]]
+    for number in (2, 3):
+        app.commit({"code.py": f"print({number})\n"})
+        releases.append(app.deploy().result["release"])
+    assert app.run("rollback", releases[0]).result["release"] == releases[0]
+    assert app.run("rollback", releases[1].rpartition("-")[2]).result["release"] == releases[1]
+    wrong = app.run("rollback", "beef")
+    assert wrong.code == 2
+    assert "no such release is kept" in wrong.log
+
+
+def test_no_more_than_keep_releases_and_their_environments_stay(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI.replace("shared = .env", "keep = 2")})
+    for number in range(4):
+        app.commit({"src/a": f"{number}\n"})
+        app.deploy()
+    assert len(list((app.root / "releases").iterdir())) == 2
+    assert len(list((app.root / "envs").iterdir())) == 2
+
+
+def test_an_older_commit_is_superseded_unless_forced(app: App) -> None:
+    old = app.git("rev-parse", "HEAD")
+    new = app.commit({"code.py": "print(2)\n"})
+    app.deploy()
+    done = app.deploy("--commit", old)
+    assert done.result["outcome"] == "superseded"
+    assert app.revision() == new
+    assert app.deploy("--commit", old[:10], "--force").result["commit"] == old
+
+
+def test_contains_deploys_the_newest_that_contains_the_commit(app: App) -> None:
+    old = app.commit({"code.py": "print(2)\n"})
+    new = app.commit({"code.py": "print(3)\n"})
+    assert app.deploy("--contains", old).result["commit"] == new
+    missing = app.deploy("--contains", "f" * 40, "--fetch-timeout", "1.5", expect=10)
+    assert "does not contain ffffffff" in missing.result["message"]
+
+
+def test_an_unreachable_repository_keeps_what_runs(app: App) -> None:
+    app.deploy()
+    app.origin.rename(app.origin.with_name("moved"))
+    done = app.deploy("--fetch-timeout", "1", expect=75)
+    assert done.result["outcome"] == "unreachable"
+    assert "still runs" in done.result["message"]
+
+
+def test_a_damaged_mirror_is_fetched_anew(app: App) -> None:
+    app.deploy()
+    for path in (app.root / "repo.git" / "objects").rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+            path.write_bytes(b"")
+    (app.root / "repo.git" / "refs" / "heads" / "main.lock").touch()
+    new = app.commit({"code.py": "print(2)\n"})
+    assert app.deploy().result["commit"] == new
+
+
+def test_damaged_state_files_are_ignored_and_replaced(app: App) -> None:
+    app.deploy()
+    for name in ("state.json", "last.json", "running.json"):
+        (app.root / "state" / name).write_text('{"schema": 1, "trunc')
+    with open(app.root / "state" / "history.jsonl", "a") as history:
+        history.write('{"half a line')
+    app.commit({"code.py": "print(2)\n"})
+    assert app.deploy().result["outcome"] == "deployed"
+    outcomes = [entry["outcome"] for entry in app.run("history").result["history"]]
+    assert outcomes == ["deployed", "deployed"]
+
+
+def test_two_deploys_at_once_one_waits_and_says_for_whom(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step slow]\nrun = sleep 2\n"})
+    first = subprocess.Popen(app.command("deploy", "--trigger", "cd"), stderr=subprocess.DEVNULL, env=app.environment())
+    wait_for_stage(app, "slow")
+    waited = app.deploy()
+    assert first.wait(30) == 0
+    assert f"waiting for another deploy to end: process {first.pid} (cd, since" in waited.log
+    assert waited.result["outcome"] == "unchanged"
+    assert (app.root / "state" / "lock").exists()
+
+
+def test_a_lock_that_is_held_too_long_is_busy(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step slow]\nrun = sleep 3\n"})
+    first = subprocess.Popen(app.command("deploy"), stderr=subprocess.DEVNULL, env=app.environment())
+    wait_for_stage(app, "slow")
+    done = app.deploy("--lock-timeout", "0.5", expect=75)
+    assert done.result["outcome"] == "busy"
+    assert str(first.pid) in done.result["message"]
+    assert first.wait(30) == 0
+
+
+def wait_for_stage(app: App, stage: str) -> None:
+    for _ in range(200):
+        try:
+            if stage in (app.root / "state" / "running.json").read_text():
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"never reached stage {stage}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_in_a_step_the_next_run_ends_as_an_undisturbed_one(app: App, number: signal.Signals) -> None:
+    good = app.deploy().result["commit"]
+    new = app.commit({"deploy.ini": DEPLOY_INI + "\n[step slow]\nrun = sh -c 'test -e $HOME/go || sleep 30'\n"})
+    process = subprocess.Popen(
+        app.command("deploy"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=app.environment()
+    )
+    wait_for_stage(app, "slow")
+    process.send_signal(number)
+    assert process.wait(20) == -number
+    assert app.revision() == good
+    if number == signal.SIGKILL:
+        assert app.run("status").result["interrupted"] is True
+    (app.root.parent / "go").touch()
+    done = app.deploy()
+    assert done.result["commit"] == new
+    assert len(list((app.root / "releases").iterdir())) == 2
+    assert app.run("status").result["interrupted"] is False
+
+
+def test_a_lost_connection_does_not_end_a_deploy(app: App) -> None:
+    new = app.commit({"deploy.ini": DEPLOY_INI + "\n[step slow]\nrun = sh -c 'sleep 1; echo spoke'\n"})
+    process = subprocess.Popen(
+        app.command("deploy"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=app.environment()
+    )
+    assert process.stdout and process.stderr
+    wait_for_stage(app, "slow")
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    process.wait(30)
+    assert app.revision() == new
+    assert app.run("history").result["history"][-1]["outcome"] == "deployed"
+
+
+def test_the_commits_own_script_takes_over(app: App) -> None:
+    other = SCRIPT.read_text().replace('VERSION = "0.1.0"', 'VERSION = "9.9.9"')
+    new = app.commit({"scripts/deploy_machine.py": other})
+    done = app.deploy()
+    assert "handing over to scripts/deploy_machine.py" in done.log
+    assert done.log.count("fetching main") == 1
+    assert done.result["commit"] == new
+
+
+def test_a_script_that_does_not_start_does_not_take_over(app: App) -> None:
+    app.commit({"scripts/deploy_machine.py": "import does_not_exist\n"})
+    done = app.deploy()
+    assert "does not start; going on with this one" in done.log
+    assert done.result["outcome"] == "deployed"
+
+
+def test_the_same_script_does_not_take_over(app: App) -> None:
+    app.commit({"scripts/deploy_machine.py": SCRIPT.read_bytes()})
+    assert "handing over" not in app.deploy().log
+
+
+def test_submodules_are_checked_out(app: App) -> None:
+    library = app.origin.with_name("library")
+    app.git("init", "-q", "-b", "main", str(library), cwd=app.origin.parent)
+    (library / "lib.py").write_text("x = 1\n")
+    app.git("add", "-A", cwd=library)
+    app.git("commit", "-q", "-m", "library", cwd=library)
+    app.git("submodule", "--quiet", "add", "../library", "vendor/library")
+    app.commit({})
+    home = app.root.parent
+    (home / ".gitconfig").write_text('[protocol "file"]\n\tallow = always\n')
+    app.deploy()
+    assert (app.current / "vendor" / "library" / "lib.py").read_text() == "x = 1\n"
+
+
+def test_lfs_pointers_without_git_lfs_are_an_error(app: App) -> None:
+    app.deploy()
+    app.commit({".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n"})
+    done = app.deploy(expect=10)
+    assert "git-lfs is not installed" in done.result["message"]
+
+
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ({"package.json": "{}"}, "package-lock.json"),
+        ({"pyproject.toml": "[project]\nname = 'x'\n"}, "poetry.lock"),
+    ],
+)
+def test_a_missing_lock_file_is_an_error_and_never_created(
+    app: App, files: dict[str, str | bytes | None], missing: str
+) -> None:
+    app.deploy()
+    app.commit({**files, "deploy.ini": DEPLOY_INI + "\n[step node]\nroles =\n"})
+    done = app.deploy(expect=10)
+    assert f"{missing} is not: commit the lock file" in done.result["message"]
+
+
+def test_a_pyproject_that_only_configures_tools_needs_no_lock(app: App) -> None:
+    app.commit({"pyproject.toml": "[tool.ruff]\nline-length = 100\n"})
+    assert app.deploy().result["outcome"] == "deployed"
+
+
+def test_steps_see_shared_env_and_the_documented_variables(app: App) -> None:
+    (app.root / "state").mkdir()
+    (app.root / "shared").mkdir()
+    (app.root / "shared" / ".env").write_text('# note\nGREETING="hello \\"you\\""\nexport BAD\nPLAIN = a b  \n')
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step show]\nrun = sh -c 'env | sort; readlink .env'\n"})
+    log = app.deploy(env={"SECRET_OF_CALLER": "x"}).log
+    assert 'GREETING=hello "you"' in log
+    assert "PLAIN=a b\n" in log
+    assert f"DEPLOY_COMMIT={app.revision()}" in log
+    assert "DEPLOY_ROLE=web" in log
+    assert f"DEPLOY_RELEASE={app.current.name}" in log
+    assert "SECRET_OF_CALLER" not in log
+    assert "../../shared/.env" in log
+
+
+def test_a_step_that_takes_too_long_is_ended_with_its_children(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step slow]\ntimeout = 1\nrun = sh -c 'sleep 47.11 & sleep 47.11'\n"})
+    started = time.monotonic()
+    done = app.deploy(expect=10)
+    assert time.monotonic() - started < 15
+    assert "took longer than 1 s and was ended" in done.result["message"]
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "sleep 47.11" not in left
+
+
+def test_a_missing_program_is_named_with_how_to_get_it(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step tool]\nrun = no-such-tool --now\n"})
+    assert "no-such-tool: not found" in app.deploy(expect=10).result["message"]
+
+
+def test_plan_changes_nothing_but_the_mirror(app: App) -> None:
+    app.deploy()
+    before = app.snapshot()
+    new = app.commit({"src/a": "b\n"})
+    plan = app.run("plan").result
+    assert (plan["wanted"], plan["commits"]) == (new, 1)
+    assert [(step["name"], step["action"]) for step in plan["steps"]] == [
+        ("assets", "run"), ("schema", "skip"), ("always", "run"),
+    ]  # fmt: skip
+    assert plan["steps"][0]["why"] == "src/ changed"
+    assert app.snapshot() == before
+    assert app.revision() != new
+
+
+def test_status_and_history_for_people(app: App) -> None:
+    app.deploy("--trigger", "cd")
+    for command, expected in (("status", "deployed by cd"), ("history", "deployed"), ("plan", "already runs")):
+        arguments = [argument for argument in app.command(command) if argument != "--json"]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=app.environment())
+        assert expected in done.stdout
+        assert app.revision()[:8] in done.stdout
+    status = app.run("status").result
+    assert set(status) >= {
+        "machine", "roles", "commit", "release", "since", "services", "healthy", "bad_commits", "interrupted", "last",
+    }  # fmt: skip
+    assert status["healthy"] is True
+    assert status["last"]["outcome"] == "deployed"
+
+
+def test_the_result_has_the_keys_of_the_contract(app: App) -> None:
+    result = app.deploy().result
+    assert list(result) == [
+        "schema", "machine", "roles", "trigger", "outcome", "commit", "wanted", "previous", "release", "started",
+        "seconds", "steps", "services", "healthy", "message",
+    ]  # fmt: skip
+    assert [set(step) for step in result["steps"]] == [{"name", "result", "seconds", "why"}] * 3
+    last = (app.root / "state" / "history.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last) == result
+
+
+def test_old_assets_stay_reachable(app: App) -> None:
+    config = (
+        DEPLOY_INI
+        + "\n[step static]\nprovides = public\nkeep_days = 7\n"
+        + "run = sh -c 'mkdir public; cp code.py public/$(git hash-object code.py)'\n"
+    )
+    app.commit({"deploy.ini": config})
+    app.deploy()
+    old = {path.name for path in (app.current / "public").iterdir()}
+    app.commit({"code.py": "print(2)\n"})
+    app.deploy()
+    now = {path.name for path in (app.current / "public").iterdir()}
+    assert old < now
+    assert len(now) == 2
