@@ -1,4 +1,5 @@
-from board import views
 from django.urls import path
+
+from board import views
 
 urlpatterns = [path("", views.index), path("healthz", views.healthz)]

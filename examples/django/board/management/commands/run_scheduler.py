@@ -8,11 +8,12 @@ import threading
 import time
 from typing import Any
 
-from board.models import JobRun
-from board.revision import COMMIT
 from django.core.management.base import BaseCommand
 from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
+
+from board.models import JobRun
+from board.revision import COMMIT
 
 log = logging.getLogger("scheduler")
 

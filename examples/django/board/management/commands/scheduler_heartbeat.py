@@ -4,10 +4,11 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from board.models import JobRun
-from board.revision import COMMIT
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
+
+from board.models import JobRun
+from board.revision import COMMIT
 
 
 class Command(BaseCommand):
