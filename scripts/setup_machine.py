@@ -1,0 +1,653 @@
+#!/usr/bin/env python3
+"""Prepare a machine for deploy_machine.py, once; or see what differs from that.
+
+Run as root on the machine, or from a laptop with --ssh: then it carries itself, deploy_machine.py,
+the units and your deploy.ini over one ssh connection and uses sudo there.
+
+What it makes, in this order (each only if it is missing or differs; nothing is ever emptied):
+
+  1. the users `deploy` (owns the code, runs the steps) and `app` (runs the services)
+  2. the tree below the root, machine.ini, bin/deploy_machine.py, an empty shared/.env
+  3. the units of this machine's roles and deploy-on-startup.service, enabled, root-owned; units of
+     other roles are stopped and removed
+  4. a sudoers drop-in with exactly the calls that deploys need, checked with visudo
+  5. for an ssh repository a deploy key and the git host's key; CI's key in authorized_keys
+
+It installs no packages: what is missing it names. It ends with the lines to paste into the
+repository's settings.
+
+Exit codes: 0 done; 1 --check found differences; 2 usage error, nothing was touched; 10 a command
+failed (a second run goes on from there); 69 the machine does not answer.
+
+It needs Python 3.9 or newer and, beside it, deploy_machine.py and ../systemd/.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "setup_machine.py needs Python 3.9 or newer, but %s is %d.%d: install a newer python3\n"
+        % (sys.executable, sys.version_info[0], sys.version_info[1])
+    )
+    raise SystemExit(2)
+
+import argparse
+import base64
+import configparser
+import grp
+import importlib.util
+import io
+import lzma
+import os
+import pwd
+import re
+import shlex
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn, Sequence
+
+EXIT_DIFFERS = 1
+EXIT_USAGE = 2
+EXIT_FAILED = 10
+EXIT_OFFLINE = 69
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+UNITS = REPOSITORY / "systemd"
+STARTUP_UNIT = "deploy-on-startup.service"
+SYSTEM_UNITS = Path("/etc/systemd/system")
+SUDOERS = Path("/etc/sudoers.d/deploy-machine")
+APP_USER = "app"
+
+HOW_TO_GET = {
+    "git": "apt install git (or: dnf install git)",
+    "sudo": "apt install sudo (or: dnf install sudo)",
+    "sync": "apt install coreutils",
+    "poetry": "apt install pipx && sudo -u {user} pipx install poetry==2.2.1",
+    "uv": "apt install pipx && sudo -u {user} pipx install uv",
+    "npm": "apt install npm (or: dnf install npm)",
+    "node": "apt install nodejs (or: dnf install nodejs)",
+    "pnpm": "npm install --global pnpm",
+    "yarn": "npm install --global yarn",
+    "nginx": "apt install nginx (or: dnf install nginx)",
+    "sshd": "apt install openssh-server (or: dnf install openssh-server)",
+}
+
+
+class SetupError(Exception):
+    """An expected failure: one line for people."""
+
+    code = EXIT_FAILED
+
+
+class UsageError(SetupError):
+    """Wrong arguments: nothing was touched."""
+
+    code = EXIT_USAGE
+
+
+def load_deploy_machine() -> Any:
+    """deploy_machine.py as a module: it alone knows how deploy.ini is read."""
+    path = HERE / "deploy_machine.py"
+    if not path.exists():
+        raise UsageError(f"{path} is missing: copy the whole of scripts/ and systemd/")
+    spec = importlib.util.spec_from_file_location("deploy_machine", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["deploy_machine"] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what a machine of these roles should have ---------------------------------------------------
+
+
+def read_config(deploy_machine: Any) -> Any:
+    """The application's deploy.ini, if it lies in the directory above scripts/, over the defaults."""
+    path = REPOSITORY / "deploy.ini"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        return deploy_machine.parse_config(text, str(path))
+    except deploy_machine.UsageError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_roles(config: Any, roles: Sequence[str]) -> None:
+    for role in roles:
+        if role not in config.roles:
+            raise UsageError(
+                f"--role {role}: unknown; deploy.ini and the defaults have {', '.join(sorted(config.roles))}"
+            )
+
+
+def units_of(config: Any, roles: Sequence[str]) -> list[str]:
+    """The services of the roles, each with its .socket if systemd/ has one, and the start-up unit."""
+    services = [unit for role in roles for unit in config.roles[role].services]
+    sockets = [unit[: -len(".service")] + ".socket" for unit in services if unit.endswith(".service")]
+    return list(dict.fromkeys([*services, *(unit for unit in sockets if (UNITS / unit).exists()), STARTUP_UNIT]))
+
+
+def sudo_calls(config: Any, roles: Sequence[str]) -> list[str]:
+    """Exactly the calls that deploy_machine.py makes as root on a machine of these roles."""
+    systemctl = "/usr/bin/systemctl"
+    services = list(dict.fromkeys(unit for role in roles for unit in config.roles[role].services))
+    reloads = list(dict.fromkeys(unit for role in roles for unit in config.roles[role].reload))
+    every = list(dict.fromkeys(unit for role in config.roles.values() for unit in role.services))
+    foreign = [unit for unit in every if unit not in services and unit not in reloads]
+    foreign += [unit[: -len(".service")] + ".socket" for unit in foreign if unit.endswith(".service")]
+    calls = [f"{systemctl} {verb} {unit}" for unit in services for verb in ("start", "stop", "restart", "reset-failed")]
+    calls += [f"{systemctl} {verb} {unit}" for unit in reloads for verb in ("reload", "start", "reset-failed")]
+    calls += ["/usr/sbin/nginx -t -q"] if "nginx.service" in reloads else []
+    calls += [f"{systemctl} disable --now {unit}" for unit in foreign]
+    return calls
+
+
+def sudoers_text(user: str, calls: Sequence[str]) -> str:
+    escaped = [re.sub(r"([,:=\\])", r"\\\1", call) for call in calls]
+    lines = [f"{user} ALL=(root) NOPASSWD: {call}" for call in escaped]
+    return "\n".join(["# Written by setup_machine.py: what a deploy may do as root, and nothing else.", *lines, ""])
+
+
+def needed_programs(config: Any, roles: Sequence[str]) -> list[str]:
+    """Programs that the application's steps call, as far as its lock files are here to tell."""
+    needed = ["git", "sudo", "sshd"]
+    for step in config.steps:
+        paths = [path for path in step.inputs if not set("*?[|") & set(path)]
+        if (not step.roles or set(step.roles) & set(roles)) and paths:
+            if all((REPOSITORY / path).exists() for path in paths) and step.run[0] in HOW_TO_GET:
+                needed.append(step.run[0])
+    if any("nginx.service" in config.roles[role].reload for role in roles):
+        needed.append("nginx")
+    return list(dict.fromkeys(needed))
+
+
+def render_unit(text: str, root: str, user: str) -> str:
+    """A unit file for this machine: other root, other user, the user that nginx has here."""
+    text = text.replace("/srv/app", root).replace("User=deploy\n", f"User={user}\n")
+    if not user_exists("www-data") and user_exists("nginx"):
+        text = text.replace("SocketUser=www-data", "SocketUser=nginx")
+    return text
+
+
+def user_exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def is_ssh(url: str) -> bool:
+    """Whether git would reach the URL by ssh: ssh://..., or user@host:path."""
+    return url.startswith("ssh://") or bool(re.match(r"(?!file:)[^/:]+:(?!//)", url))
+
+
+def ssh_place(url: str) -> tuple[str, int]:
+    """Host and port of an ssh URL."""
+    match = re.match(r"ssh://(?:[^@/]*@)?(\[[^\]]+\]|[^:/]+)(?::(\d+))?", url)
+    if match:
+        return match[1].strip("[]"), int(match[2] or 22)
+    return url.partition(":")[0].rpartition("@")[2], 22
+
+
+# --- this machine ---------------------------------------------------------------------------------
+
+
+def call(*argv: str, user: str = "", text: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run one command, as another user if named. Raises SetupError with its own words if it fails."""
+    command = ["runuser", "-u", user, "--", *argv] if user else list(argv)
+    try:
+        done = subprocess.run(command, input=text or "", capture_output=True, text=True, timeout=120, check=False)
+    except FileNotFoundError:
+        raise SetupError(f"{command[0]}: not found") from None
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"{shlex.join(argv)} took longer than 120 s") from None
+    if check and done.returncode != 0:
+        words = " ".join((done.stderr or done.stdout).split())
+        raise SetupError(f"{shlex.join(argv)} ended with {done.returncode}: {words}")
+    return done
+
+
+class Setup:
+    """Brings this machine to what the options say; with `check` it only reports."""
+
+    def __init__(self, options: argparse.Namespace, config: Any) -> None:
+        self.options = options
+        self.config = config
+        self.root = Path(options.root)
+        self.user: str = options.user
+        self.changes = 0
+        self.todo: list[str] = []
+
+    def differs(self, what: str) -> bool:
+        """Count and tell one difference; return whether it is to be put right now."""
+        self.changes += 1
+        print(("differs: " if self.options.check else "+ ") + what, flush=True)
+        return not self.options.check
+
+    # -- building blocks
+
+    def file(self, path: Path, text: str, mode: int, owner: str, group: str) -> bool:
+        """Give a file this content, mode and owner, at once; return whether its content changed."""
+        try:
+            same = path.read_text(encoding="utf-8") == text
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same and self.differs(f"{path}: {'changed' if path.exists() else 'created'}"):
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.chmod(mode)
+            shutil.chown(temporary, owner, group)
+            os.replace(temporary, path)
+        if same:
+            self.ownership(path, mode, owner, group)
+        return not same
+
+    def directory(self, path: Path, mode: int, owner: str, group: str) -> None:
+        if not path.is_dir():
+            if self.differs(f"{path}/: created"):
+                path.mkdir(parents=True)
+                path.chmod(mode)
+                shutil.chown(path, owner, group)
+        else:
+            self.ownership(path, mode, owner, group)
+
+    def ownership(self, path: Path, mode: int, owner: str, group: str) -> None:
+        if not (user_exists(owner) and path.exists()):
+            return  # --check on a machine that is not set up: the missing user is told already
+        about = path.stat()
+        if about.st_mode & 0o7777 != mode and self.differs(f"{path}: mode {mode:o}"):
+            path.chmod(mode)
+        wanted = (pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
+        if (about.st_uid, about.st_gid) != wanted and self.differs(f"{path}: owner {owner}:{group}"):
+            shutil.chown(path, owner, group)
+
+    # -- the parts, in order
+
+    def users(self) -> None:
+        if not user_exists(APP_USER) and self.differs(f"user {APP_USER}: runs the services"):
+            call("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
+                 "--shell", "/usr/sbin/nologin", APP_USER)  # fmt: skip
+        if not user_exists(self.user) and self.differs(f"user {self.user}: owns the code, runs the steps"):
+            # '*': no password will ever do, but unlike a locked account sshd lets keys in
+            call("useradd", "--system", "--user-group", "--create-home", "--home-dir", f"/home/{self.user}",
+                 "--shell", "/bin/bash", "--password", "*", self.user)  # fmt: skip
+        for group in (APP_USER, "systemd-journal"):  # to write shared/media, and to show why a service failed
+            try:
+                members = grp.getgrnam(group).gr_mem
+            except KeyError:
+                continue
+            if self.user not in members and self.differs(f"user {self.user}: in group {group}"):
+                call("usermod", "--append", "--groups", group, self.user)
+
+    def tree(self) -> None:
+        user = self.user
+        self.directory(self.root, 0o755, user, user)
+        for name in ("bin", "releases", "envs", "state", "shared"):
+            self.directory(self.root / name, 0o755, user, user)
+        for name in ("media", "data"):
+            self.directory(self.root / "shared" / name, 0o2775, APP_USER, APP_USER)
+        env = self.root / "shared" / ".env"
+        if env.exists():
+            self.ownership(env, 0o640, user, APP_USER)
+        else:
+            self.file(env, "# Settings of the application: NAME=value, one a line.\n", 0o640, user, APP_USER)
+        self.file(self.root / "machine.ini", self.machine_ini(), 0o644, "root", "root")
+        self.script()
+
+    def machine_ini(self) -> str:
+        """machine.ini with the options' values; what a person added to it stays."""
+        parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), inline_comment_prefixes=(";",))
+        path = self.root / "machine.ini"
+        if path.exists():
+            try:
+                parser.read_string(path.read_text(encoding="utf-8"))
+            except configparser.Error as error:
+                raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+        options = self.options
+        values = {"name": options.name, "roles": " ".join(options.role), "repo": options.repo, "branch": options.branch}
+        if not parser.has_section("machine"):
+            parser.add_section("machine")
+        for key, value in values.items():
+            if value:
+                parser["machine"][key] = value
+        text = io.StringIO()
+        parser.write(text)
+        return text.getvalue().strip() + "\n"
+
+    def script(self) -> None:
+        """bin/deploy_machine.py, unless a working one is there: deploys keep it up to date themselves."""
+        path = self.root / "bin" / "deploy_machine.py"
+        works = path.exists() and call(sys.executable, str(path), "--version", check=False).returncode == 0
+        if not works:
+            text = (HERE / "deploy_machine.py").read_text(encoding="utf-8")
+            self.file(path, text, 0o755, self.user, self.user)
+
+    def units(self) -> None:
+        wanted = units_of(self.config, self.options.role)
+        changed = False
+        for unit in wanted:
+            if (UNITS / unit).exists():
+                text = render_unit((UNITS / unit).read_text(encoding="utf-8"), str(self.root), self.user)
+                changed |= self.file(SYSTEM_UNITS / unit, text, 0o644, "root", "root")
+                changed |= self.backoff(unit)
+            elif call("systemctl", "cat", "--", unit, check=False).returncode != 0:
+                self.todo.append(f"{unit}: systemd/ has no such file and this machine no such unit: write one")
+        self.remove_units(wanted)
+        if changed and not self.options.check:
+            call("systemctl", "daemon-reload")
+        for unit in wanted:
+            self.enable(unit)
+
+    def backoff(self, unit: str) -> bool:
+        """The drop-in that lets restart delays grow, where systemd knows how."""
+        version = re.search(r"\d+", call("systemctl", "--version").stdout)
+        if not unit.endswith(".service") or unit == STARTUP_UNIT or not version or int(version[0]) < 254:
+            return False
+        folder = SYSTEM_UNITS / f"{unit}.d"
+        self.directory(folder, 0o755, "root", "root")
+        text = (UNITS / "backoff.conf").read_text(encoding="utf-8")
+        return self.file(folder / "backoff.conf", text, 0o644, "root", "root")
+
+    def remove_units(self, wanted: Sequence[str]) -> None:
+        """Stop and remove units that came from here but belong to roles this machine does not have."""
+        for path in sorted([*UNITS.glob("*.service"), *UNITS.glob("*.socket")]):
+            installed = SYSTEM_UNITS / path.name
+            if path.name not in wanted and installed.exists():
+                if self.differs(f"{installed}: removed, it belongs to a role that this machine does not have"):
+                    call("systemctl", "disable", "--now", "--", path.name)
+                    installed.unlink()
+                    shutil.rmtree(SYSTEM_UNITS / f"{path.name}.d", ignore_errors=True)
+                    call("systemctl", "daemon-reload")
+
+    def enable(self, unit: str) -> None:
+        state = call("systemctl", "is-enabled", "--", unit, check=False).stdout.strip()
+        if state in ("disabled", "") or (state == "not-found" and (UNITS / unit).exists()):
+            if self.differs(f"{unit}: enabled"):
+                call("systemctl", "enable", "--", unit)
+        if unit.endswith(".socket") and call("systemctl", "is-active", "--", unit, check=False).returncode != 0:
+            if self.differs(f"{unit}: started"):
+                call("systemctl", "start", "--", unit)
+
+    def sudoers(self) -> None:
+        text = sudoers_text(self.user, sudo_calls(self.config, self.options.role))
+        try:
+            same = SUDOERS.read_text(encoding="utf-8") == text
+        except FileNotFoundError:
+            same = False
+        if not same:  # a broken file there could lock everybody out of sudo
+            if not shutil.which("visudo"):
+                self.todo.append(f"sudo: {HOW_TO_GET['sudo']}; then run this again")
+                return
+            with tempfile.NamedTemporaryFile("w", suffix=".sudoers") as file:
+                file.write(text)
+                file.flush()
+                call("visudo", "--check", "--quiet", "--file", file.name)
+        self.file(SUDOERS, text, 0o440, "root", "root")
+
+    def keys(self) -> None:
+        if not user_exists(self.user):
+            return  # --check on a machine that is not set up
+        folder = Path(pwd.getpwnam(self.user).pw_dir) / ".ssh"
+        self.directory(folder, 0o700, self.user, self.user)
+        if self.options.authorize:
+            self.authorize(folder / "authorized_keys", self.options.authorize)
+        if is_ssh(self.options.repo):
+            self.deploy_key(folder / "id_ed25519")
+            self.git_host(folder / "known_hosts")
+
+    def authorize(self, path: Path, line: str) -> None:
+        """Let CI's key in: for commands only, no forwarding and no terminal."""
+        present = path.read_text(encoding="utf-8") if path.exists() else ""
+        if line.split()[1] not in present.split():
+            text = present + ("" if not present or present.endswith("\n") else "\n") + f"restrict {line}\n"
+            self.file(path, text, 0o600, self.user, self.user)
+        else:
+            self.ownership(path, 0o600, self.user, self.user)
+
+    def deploy_key(self, path: Path) -> None:
+        if not path.exists() and self.differs(f"{path}: created, the key that reads the repository"):
+            comment = f"{self.options.name} reads {self.options.repo}"
+            call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path), user=self.user)
+
+    def git_host(self, path: Path) -> None:
+        """Pin the git host's key, and show its fingerprint: a person should compare it."""
+        host, port = ssh_place(self.options.repo)
+        name = host if port == 22 else f"[{host}]:{port}"
+        if path.exists() and call("ssh-keygen", "-F", name, "-f", str(path), check=False).returncode == 0:
+            return
+        scanned = call("ssh-keyscan", "-T", "10", "-p", str(port), "--", host, check=False).stdout
+        lines = "".join(f"{line}\n" for line in scanned.splitlines() if line and not line.startswith("#"))
+        if not lines:
+            self.todo.append(f"{host}: could not be asked for its ssh host key; run this again when it answers")
+            return
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        self.file(path, old + lines, 0o644, self.user, self.user)
+        prints = call("ssh-keygen", "-l", "-f", "-", text=lines).stdout.splitlines()
+        self.todo.append(f"compare the host key of {host} with what it publishes: " + "; ".join(prints))
+
+    def missing_programs(self) -> None:
+        home = f"/home/{self.user}"
+        path = f"{home}/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        for program in self.options.needs:
+            if not shutil.which(program, path=path):
+                self.todo.append(f"{program} is missing: {HOW_TO_GET[program].format(user=self.user)}")
+        uses_nginx = "nginx" in self.options.needs and Path("/etc/nginx").is_dir()
+        if uses_nginx and call("grep", "-rqs", "gunicorn.sock", "/etc/nginx", check=False).returncode != 0:
+            self.todo.append(
+                "nginx: no file below /etc/nginx passes requests to unix:/run/gunicorn.sock: add a site that does"
+            )
+
+    # -- what a person does next
+
+    def report(self) -> None:
+        options = self.options
+        word = "differences" if options.check else "changes"
+        print(f"{options.name}: {self.changes or 'no'} {word}" + ("" if self.changes else ", all is as it should be"))
+        for line in self.todo:
+            print(f"to do: {line}")
+        if options.check:
+            return
+        key = Path(f"/home/{self.user}/.ssh/id_ed25519.pub")
+        if is_ssh(options.repo) and key.exists():
+            print("\nDeploy key: add it to the repository (Settings > Deploy keys), without write access:")
+            print(f"  {key.read_text(encoding='utf-8').strip()}")
+        prefix = re.sub("[^A-Z0-9]", "_", options.name.upper())
+        print("\nSecrets: add them to the repository (Settings > Secrets and variables > Actions):")
+        print(f"  {prefix}_HOST = {options.seen_as or own_address()}")
+        print(f"  {prefix}_USER = {self.user}")
+        print("  DEPLOY_SSH_KEY = the private half of the key that --authorize names, the same for all machines")
+        print("  DEPLOY_KNOWN_HOSTS = the following lines, below those of the other machines:")
+        for line in host_keys(options.seen_as or own_address()):
+            print(f"    {line}")
+
+    def run(self) -> int:
+        self.users()
+        self.tree()
+        self.keys()
+        self.units()
+        self.sudoers()
+        self.missing_programs()
+        self.report()
+        return EXIT_DIFFERS if self.options.check and self.changes else 0
+
+
+def own_address() -> str:
+    """The address that this machine uses towards others, as a guess for its name in CI."""
+    words = call("hostname", "-I", check=False).stdout.split() if shutil.which("hostname") else []
+    return words[0] if words else os.uname().nodename
+
+
+def host_keys(place: str) -> list[str]:
+    """known_hosts lines of this machine, for `host`, `host:port` or `[v6]:port`."""
+    host, port = split_place(place)
+    name = f"[{host}]:{port}" if port else host
+    keys = sorted(Path("/etc/ssh").glob("ssh_host_*_key.pub"))
+    return [f"{name} {' '.join(key.read_text(encoding='utf-8').split()[:2])}" for key in keys]
+
+
+# --- from a laptop ----------------------------------------------------------------------------------
+
+
+def split_place(place: str) -> tuple[str, str]:
+    """Host and port (or nothing) of `host`, `host:port`, `[v6]` or `[v6]:port`; a bare v6 has no port."""
+    match = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", place)
+    if match:
+        return match[1], match[2] or ""
+    host, _, port = place.partition(":")
+    return (place, "") if ":" in port else (host, port)
+
+
+BOOTSTRAP = """\
+import base64, io, lzma, os, subprocess, sys, tarfile, tempfile
+with tempfile.TemporaryDirectory() as folder:
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(base64.b64decode(sys.argv[1])))) as bundle:
+        bundle.extractall(folder)
+    script = os.path.join(folder, "scripts", "setup_machine.py")
+    code = subprocess.call([sys.executable, script, *sys.argv[2:]], cwd=folder)
+sys.exit(code)
+"""
+
+
+def bundle(authorize: str) -> str:
+    """What the machine needs of this repository, packed into one word."""
+    data = io.BytesIO()
+    paths = [HERE / "setup_machine.py", HERE / "deploy_machine.py", *sorted(UNITS.iterdir()), REPOSITORY / "deploy.ini"]
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for path in paths:
+            if path.exists():
+                archive.add(path, str(path.relative_to(REPOSITORY)))
+        if authorize:
+            info = tarfile.TarInfo("authorize.pub")
+            info.size = len(authorize.encode()) + 1
+            archive.addfile(info, io.BytesIO(authorize.encode() + b"\n"))
+    return base64.b64encode(lzma.compress(data.getvalue())).decode()
+
+
+def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
+    """The one command line for the machine's shell: unpack there, and run as root."""
+    place = options.ssh.rpartition("@")[2]
+    arguments = ["--name", options.name, "--repo", options.repo, "--root", options.root, "--user", options.user]
+    arguments += [word for role in options.role for word in ("--role", role)]
+    arguments += ["--branch", options.branch] if options.branch else []
+    arguments += ["--authorize", "authorize.pub"] if options.authorize else []
+    arguments += ["--check"] if options.check else []
+    arguments += ["--seen-as", place, "--needs", ",".join(options.needs)]
+    sudo = "sudo" if ask_password else "sudo -n"
+    words = shlex.join(["python3", "-c", BOOTSTRAP, bundle(options.authorize), *arguments])
+    return f'sudo="{sudo}"; [ "$(id -u)" = 0 ] && sudo=; exec $sudo {words}'
+
+
+def run_over_ssh(options: argparse.Namespace) -> int:
+    """Run this script on the machine over one ssh connection; return its exit code."""
+    user, _, place = options.ssh.rpartition("@")
+    host, port = split_place(place)
+    ask_password = sys.stdin.isatty()
+    argv = ["ssh", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15"]
+    argv += ["-t"] if ask_password else ["-o", "BatchMode=yes"]
+    argv += ["-p", port] if port else []
+    argv += ["-l", user] if user else []
+    try:
+        code = subprocess.call([*argv, "--", host, remote_command(options, ask_password)])
+    except FileNotFoundError:
+        raise SetupError("ssh: not found: install openssh-client") from None
+    if code == 255:
+        print(f"setup_machine.py: {place} could not be reached by ssh (see above)", file=sys.stderr)
+        return EXIT_OFFLINE
+    return code
+
+
+# --- command line -----------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def checked(pattern: str, what: str) -> Any:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return text
+
+    return check
+
+
+def public_key(path: str) -> str:
+    """The one public key in a file, on one line."""
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {getattr(error, 'strerror', 'not a text file')}") from None
+    if len(lines) != 1 or not re.match(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+( |$)", lines[0]):
+        what = "a private key: name its .pub file" if lines and "PRIVATE" in lines[0] else "not one ssh public key"
+        raise argparse.ArgumentTypeError(f"{path}: {what}")
+    return lines[0].strip()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="setup_machine.py",
+        allow_abbrev=False,
+        description="Prepare a machine for deploy_machine.py. A second run changes nothing and says so.",
+    )
+    name = checked(r"[A-Za-z][A-Za-z0-9-]*", "a machine name: letters, digits and -")
+    role = checked(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a role name")
+    url = checked(r"(?!-)\S+", "an address that git could fetch from")
+    user = checked(r"[a-z_][a-z0-9_-]*", "a user name")
+    root = checked(r"/[A-Za-z0-9_./-]*[A-Za-z0-9_-]", "an absolute path of letters, digits, . _ and -")
+    branch = checked(r"(?!-)[^\s~^:?*\[\\]+", "a branch name")
+    place = checked(r"(?!-)([A-Za-z0-9_.-]+@)?(\[[0-9a-fA-F:.%]+\]|(?!-)[A-Za-z0-9_.-]+)(:\d+)?", "[USER@]HOST[:PORT]")
+    parser.add_argument("--name", required=True, type=name, help="of this machine, e.g. frontend; names its secrets")
+    parser.add_argument("--role", required=True, type=role, action="append", metavar="R", help="repeatable")
+    parser.add_argument("--repo", required=True, type=url, metavar="URL", help="the application's git repository")
+    parser.add_argument("--branch", default="", type=branch, metavar="B", help="default: as deploy.ini says, else main")
+    parser.add_argument("--root", default="/srv/app", type=root, metavar="DIR", help="default: /srv/app")
+    parser.add_argument("--user", default="deploy", type=user, help="who owns the code; default: deploy")
+    parser.add_argument("--ssh", type=place, metavar="[USER@]HOST[:PORT]", help="prepare that machine, from here")
+    parser.add_argument("--authorize", type=public_key, metavar="PUBKEY_FILE", help="public half of CI's ssh key")
+    parser.add_argument("--check", action="store_true", help="change nothing; list what differs, exit 1 if anything")
+    parser.add_argument("--seen-as", help=argparse.SUPPRESS)
+    parser.add_argument("--needs", type=lambda text: text.split(","), help=argparse.SUPPRESS)
+    return parser
+
+
+def main_inner(arguments: Sequence[str]) -> int:
+    """Return the exit code. Raises SetupError."""
+    options = make_parser().parse_args(arguments)
+    options.role = list(dict.fromkeys(options.role))
+    config = read_config(load_deploy_machine())
+    check_roles(config, options.role)
+    if options.needs is None:
+        options.needs = needed_programs(config, options.role)
+    if options.ssh:
+        return run_over_ssh(options)
+    if os.geteuid() != 0:
+        raise UsageError("run it as root on the machine (sudo ...), or from elsewhere with --ssh")
+    if not Path("/run/systemd/system").is_dir():
+        raise UsageError("this machine was not booted with systemd; nothing here could run the services")
+    if options.user == APP_USER:
+        raise UsageError(f"--user {APP_USER}: the services run as {APP_USER}, who must not own the code")
+    return Setup(options, config).run()
+
+
+def main() -> NoReturn:
+    os.umask(0o022)
+    try:
+        sys.exit(main_inner(sys.argv[1:]))
+    except SetupError as error:
+        print(f"setup_machine.py: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("setup_machine.py: interrupted; a second run goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
