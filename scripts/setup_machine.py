@@ -48,8 +48,9 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Sequence
+from typing import Any, NoReturn
 
 EXIT_DIFFERS = 1
 EXIT_USAGE = 2
@@ -607,7 +608,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, type=name, help="of this machine, e.g. frontend; names its secrets")
     parser.add_argument("--role", required=True, type=role, action="append", metavar="R", help="repeatable")
     parser.add_argument("--repo", required=True, type=url, metavar="URL", help="the application's git repository")
-    parser.add_argument("--branch", default="", type=branch, metavar="B", help="default: as deploy.ini says, else main")
+    parser.add_argument("--branch", type=branch, metavar="B", help="default: as deploy.ini says, else main")
     parser.add_argument("--root", default="/srv/app", type=root, metavar="DIR", help="default: /srv/app")
     parser.add_argument("--user", default="deploy", type=user, help="who owns the code; default: deploy")
     parser.add_argument("--ssh", type=place, metavar="[USER@]HOST[:PORT]", help="prepare that machine, from here")
