@@ -1,0 +1,204 @@
+"""One machine: a systemd of its own on an overlay of the image, in a network namespace of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.host import call
+from lab.network import Network
+
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+class Machine:
+    """A machine of a lab. It is off until boot(); what it writes stays until remove()."""
+
+    def __init__(self, name: str, number: int, lower: Sequence[Path], directory: Path, network: Network) -> None:
+        self.name = name
+        self.number = number
+        self.lower = list(lower)
+        self.directory = directory
+        self.network = network
+        self.root = directory / "root"
+        self.address = f"10.0.0.{number}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.leader = 0
+
+    def create(self) -> Machine:
+        """Mount the overlay; give it a name and host keys of its own."""
+        for name in ("root", "upper", "work"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        lower = ":".join(str(path) for path in self.lower)
+        options = f"lowerdir={lower},upperdir={self.directory}/upper,workdir={self.directory}/work"
+        call("mount", "-t", "overlay", "overlay", "-o", options, self.root)
+        (self.root / "etc/hostname").write_text(self.name + "\n")
+        key = self.root / "etc/ssh/ssh_host_ed25519_key"
+        if not key.exists():
+            call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key)
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def boot(self, wait: str = "ssh.service", seconds: float = 60) -> Machine:
+        """Switch it on and wait until that unit is active (nothing: until systemd itself answers)."""
+        assert not self.is_on, f"{self.name} is on already"
+        self.network.leave(self.name)
+        self.network.join(self.name, self.number)
+        namespace = f"/run/netns/{self.network.namespace(self.name)}"
+        argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-b", "-D", str(self.root)]
+        argv += ["--machine", f"{self.network.id}-{self.name}", "--hostname", self.name, "--console=pipe"]
+        argv += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--network-namespace-path={namespace}"]
+        with open(self.directory / "console.log", "ab") as console:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+            )  # fmt: skip
+        (self.directory / "pid").write_text(str(self.process.pid))
+        self.wait_until(lambda: self.find_leader() and self.sh("systemctl show-environment", check=False).returncode == 0,
+                        f"systemd of {self.name} did not come up", seconds)  # fmt: skip
+        if wait:
+            self.wait_for_unit(wait, seconds)
+        return self
+
+    def find_leader(self) -> bool:
+        """Find the machine's PID 1 among nspawn's children."""
+        assert self.process
+        if self.process.poll() is not None:
+            raise AssertionError(f"systemd-nspawn ended: {self.console()}")
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for pid in children:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1:] == ["1"]:
+                    self.leader = int(pid)
+                    (self.directory / "leader").write_text(pid)
+                    return True
+        return False
+
+    def console(self) -> str:
+        return (self.directory / "console.log").read_text(errors="replace")[-3000:]
+
+    @staticmethod
+    def wait_until(condition: Any, otherwise: str, seconds: float = 30, pause: float = 0.05) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"{otherwise} within {seconds:g} s"
+            time.sleep(pause)
+
+    def wait_for_unit(self, unit: str, seconds: float = 30, state: str = "active") -> None:
+        self.wait_until(lambda: self.show(unit, "ActiveState") == state,
+                        f"{unit} on {self.name} was not {state}", seconds)  # fmt: skip
+
+    def argv(self, user: str = "root") -> list[str]:
+        """The command prefix that runs something on the machine."""
+        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "--"]
+        home = "/root" if user == "root" else f"/home/{user}"
+        env = ["env", "-i", *(f"{key}={value}" for key, value in ENVIRONMENT.items()), f"HOME={home}", "-C", "/"]
+        return [*enter, *env, *([] if user == "root" else ["runuser", "-u", user, "--"])]
+
+    def run(self, *argv: str, user: str = "root", **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on the machine."""
+        return call(*self.argv(user), *argv, **options)
+
+    def sh(self, script: str, user: str = "root", **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a line of shell on the machine."""
+        return self.run("sh", "-c", script, user=user, **options)
+
+    def out(self, script: str, user: str = "root") -> str:
+        return self.sh(script, user).stdout.strip()
+
+    def show(self, unit: str, key: str) -> str:
+        return self.run("systemctl", "show", f"--property={key}", "--value", "--", unit, check=False).stdout.strip()
+
+    def deploy(self, *arguments: str, expect: int | None = 0, user: str = "deploy", timeout: float = 280) -> Deploy:
+        """Run bin/deploy_machine.py there by hand; the result it printed, and its log."""
+        words = arguments if arguments and not arguments[0].startswith("-") else ("deploy", *arguments)
+        done = self.run("/srv/app/bin/deploy_machine.py", *words, "--json", user=user, check=False, timeout=timeout)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert expect is None or done.returncode == expect, f"{done.returncode}: {done.stdout}{done.stderr}"
+        return Deploy(done.returncode, json.loads(done.stdout or "{}"), done.stderr)
+
+    def health(self) -> dict[str, Any]:
+        """What /healthz answers through nginx, with its status under `status`."""
+        done = self.sh("curl -s -m 10 -w '\\n%{http_code}' http://127.0.0.1/healthz", check=False)
+        body, _, status = done.stdout.rpartition("\n")
+        with contextlib.suppress(ValueError):
+            return {"status": int(status), **json.loads(body)}
+        return {"status": int(status or 0), "body": body}
+
+    def pids(self, *units: str) -> dict[str, str]:
+        return {unit: self.show(unit, "MainPID") for unit in units}
+
+    def failed_units(self) -> list[str]:
+        done = self.out("systemctl list-units --failed --no-legend --plain | cut -d' ' -f1")
+        return done.split()
+
+    def journal(self, *arguments: str) -> str:
+        return self.run("journalctl", "--no-pager", "-o", "short-monotonic", *arguments, check=False).stdout
+
+    def shut_down(self, seconds: float = 60) -> None:
+        """Switch it off in order, as `poweroff` does."""
+        if self.process and self.is_on:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.cut()
+                raise AssertionError(f"{self.name} did not shut down within {seconds:g} s") from None
+        self.process, self.leader = None, 0
+
+    def cut(self) -> None:
+        """Cut its power: it sends nothing more, and nothing on it ends in order."""
+        self.network.unplug(self.name)
+        # PID 1 outlives nspawn if only that is killed
+        for pid in (self.process.pid if self.process else 0, self.leader):
+            with contextlib.suppress(ProcessLookupError):
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+        if self.process:
+            self.process.wait(20)
+        if self.leader:
+            self.wait_until(lambda: not Path(f"/proc/{self.leader}").exists(), f"{self.name} did not end")
+        self.process, self.leader = None, 0
+        self.network.leave(self.name)
+
+    def remove(self) -> None:
+        """Cut its power and remove all it wrote."""
+        self.cut()
+        call("umount", "-l", self.root, check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Deploy:
+    """What one deploy by hand left: exit code, result, log."""
+
+    def __init__(self, code: int, result: dict[str, Any], log: str) -> None:
+        self.code = code
+        self.result = result
+        self.log = log
+
+    @property
+    def outcome(self) -> str:
+        return str(self.result.get("outcome"))
+
+    @property
+    def message(self) -> str:
+        return str(self.result.get("message"))
+
+    @property
+    def ran(self) -> list[str]:
+        return [step["name"] for step in self.result["steps"] if step["result"] == "ran"]
+
+    @property
+    def actions(self) -> dict[str, str]:
+        return {service["unit"]: service["action"] for service in self.result["services"]}
