@@ -57,7 +57,7 @@ class Machine:
         self.network.join(self.name, self.number)
         namespace = f"/run/netns/{self.network.namespace(self.name)}"
         argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-b", "-D", str(self.root)]
-        argv += ["--machine", f"{self.network.id}-{self.name}", "--hostname", self.name, "--console=pipe"]
+        argv += ["--machine", self.name, "--console=pipe"]
         argv += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--network-namespace-path={namespace}"]
         with open(self.directory / "console.log", "ab") as console:
             self.process = subprocess.Popen(
@@ -103,7 +103,7 @@ class Machine:
         """The command prefix that runs something on the machine."""
         enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "--"]
         home = "/root" if user == "root" else f"/home/{user}"
-        env = ["env", "-i", *(f"{key}={value}" for key, value in ENVIRONMENT.items()), f"HOME={home}", "-C", "/"]
+        env = ["env", "-i", "-C", "/", *(f"{key}={value}" for key, value in ENVIRONMENT.items()), f"HOME={home}"]
         return [*enter, *env, *([] if user == "root" else ["runuser", "-u", user, "--"])]
 
     def run(self, *argv: str, user: str = "root", **options: Any) -> subprocess.CompletedProcess[str]:
