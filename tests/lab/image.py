@@ -14,9 +14,10 @@ import json
 import shutil
 import sys
 import tarfile
-import tomllib
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 from lab.host import REPOSITORY, cache, call, locked
 

@@ -1,0 +1,45 @@
+"""Machine tests: marked by where they lie, refused without root, and with the machines' journals in a failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MACHINE_TESTS = Path(__file__).parent / "machine"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without root, machine tests cannot run: leave them out, or fail if this is CI."""
+    machine = [item for item in items if MACHINE_TESTS in item.path.parents]
+    for item in machine:
+        item.add_marker(pytest.mark.machine)
+    if machine and os.geteuid() != 0:
+        if os.environ.get("CI") == "true":
+            raise pytest.UsageError(f"{len(machine)} machine tests need root, and with CI=true none may be left out")
+        items[:] = [item for item in items if item not in machine]
+        config.stash[LEFT_OUT] = len(machine)
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} machine tests did NOT run: they need root (sudo ./dev test)")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Put the journals of a failing test's machines into its report."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.when != "call" or not report.failed:
+        return
+    for world in getattr(item, "funcargs", {}).values():
+        for machine in getattr(world, "machines", {}).values():
+            if machine.is_on and machine.name != "services":
+                report.sections.append((f"journalctl -n 120 on {machine.name}", machine.journal("-n", "120")))

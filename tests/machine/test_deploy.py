@@ -1,0 +1,359 @@
+"""One machine is brought to main: first deploys, changes, failures, unhealthy releases, rollback."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from lab.machine import Machine
+from lab.world import World, allow_and_configure, call, first_deploy
+
+
+def written(machine: Machine) -> str:
+    """Every path below releases/ and envs/, with its time of change."""
+    return machine.out("find /srv/app/releases /srv/app/envs /srv/app/current -printf '%p %i %C@\\n' | sort")
+
+
+def trees(machine: Machine) -> dict[str, str]:
+    """Where the release's dependency trees really are."""
+    names = (".venv", "node_modules", "static/dist")
+    return {name: machine.out(f"readlink -f /srv/app/current/{name}") for name in names}
+
+
+def test_first_deploy_on_an_empty_machine_and_a_second_that_changes_nothing(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    result = first_deploy(bare, "frontend")
+    assert [step["name"] for step in result["steps"]] == ["python", "node", "build", "migrate", "collectstatic"]
+    assert {service["unit"]: service["action"] for service in result["services"]} == {
+        "gunicorn.service": "started",
+        "nginx.service": "started",
+    }
+    assert frontend.health() == {"status": 200, "commit": result["commit"]}
+    page = frontend.out("curl -s http://127.0.0.1/")
+    assets = re.findall(r"/static/dist/board\.[0-9a-f]{12}\.(?:js|css)", page)
+    assert len(assets) == 2, page
+    for asset in assets:
+        assert frontend.out(f"curl -s -o /dev/null -w '%{{http_code}}' http://127.0.0.1{asset}") == "200"
+
+    before, pids = written(frontend), frontend.pids("gunicorn.service", "nginx.service")
+    again = frontend.deploy()
+    assert (again.outcome, again.ran, set(again.actions.values())) == ("unchanged", [], {"none"})
+    assert written(frontend) == before
+    assert frontend.pids("gunicorn.service", "nginx.service") == pids
+
+
+def test_a_scheduler_runs_its_jobs_and_answers_its_check(world: World) -> None:
+    scheduler = world.boot("scheduler")
+    commit = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    done = scheduler.deploy()
+    assert (done.outcome, done.ran) == ("deployed", [])
+    assert done.actions == {"scheduler.service": "restarted"}
+    job = "psql -qtAc \"select machine from board_jobrun where commit = '%s' limit 1\" board"
+    assert world.machine("services").out(job % commit, user="postgres") == "scheduler"
+    assert scheduler.show("gunicorn.service", "LoadState") == "not-found"
+
+
+def test_a_changed_file_runs_only_what_depends_on_it(world: World) -> None:
+    frontend = world.boot("frontend")
+    before, pids = trees(frontend), frontend.pids("gunicorn.service", "nginx.service")
+    commit = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    done = frontend.deploy()
+    assert done.ran == ["collectstatic"]
+    assert trees(frontend) == before
+    assert frontend.health() == {"status": 200, "commit": commit}
+    after = frontend.pids("gunicorn.service", "nginx.service")
+    assert after["gunicorn.service"] != pids["gunicorn.service"]
+    assert after["nginx.service"] == pids["nginx.service"], "reloaded, not restarted"
+
+
+def as_developer(world: World, script: str) -> None:
+    """Run a command in the developer's clone, on a machine that has Poetry and npm."""
+    services = world.machine("services")
+    target = services.root / "root/app"
+    call("cp", "-a", world.clone, target)
+    services.sh(f"cd /root/app && export $(grep -E '^(POETRY|NPM)' /root/env) && {script}", timeout=120)
+    for name in ("poetry.lock", "pyproject.toml", "package.json", "package-lock.json"):
+        (world.clone / name).write_text((target / name).read_text())
+
+
+@pytest.fixture
+def developer(world: World) -> World:
+    (world.machine("services").root / "root/env").write_text(
+        "POETRY_PYPI_MIRROR_URL=http://pypi.lab/simple/\nNPM_CONFIG_REGISTRY=http://npm.lab/\n"
+    )
+    return world
+
+
+def test_a_new_python_dependency_is_added_to_a_copy(developer: World) -> None:
+    frontend = developer.boot("frontend")
+    before = trees(frontend)
+    listing = frontend.out(f"find {before['.venv']} -printf '%p %i %C@\\n' | sort | sha256sum")
+    pyproject = (developer.clone / "pyproject.toml").read_text()
+    (developer.clone / "pyproject.toml").write_text(
+        pyproject.replace('    "croniter', '    "humanize (>=4,<5)",\n    "croniter')
+    )
+    as_developer(developer, "poetry lock")
+    developer.commit(
+        developer.edit("board/views.py", "import markdown\n", "import humanize  # noqa\nimport markdown\n")
+    )
+    done = frontend.deploy()
+    assert done.ran == ["python", "migrate", "collectstatic"]
+    assert "starting from a copy of python-" in done.log
+    assert re.search(r"Installing humanize", done.log)
+    assert "1 install, 0 updates, 0 removals" in done.log
+    after = trees(frontend)
+    assert after[".venv"] != before[".venv"]
+    assert after["node_modules"] == before["node_modules"]
+    assert frontend.out(f"find {before['.venv']} -printf '%p %i %C@\\n' | sort | sha256sum") == listing
+    assert frontend.out("head -1 /srv/app/current/.venv/bin/gunicorn") == f"#!{after['.venv']}/bin/python"
+    assert frontend.health()["status"] == 200
+
+
+def test_a_new_npm_dependency(developer: World) -> None:
+    frontend = developer.boot("frontend")
+    before = trees(frontend)
+    package = json.loads((developer.clone / "package.json").read_text())
+    package["dependencies"]["nanoid"] = "5.1.5"
+    (developer.clone / "package.json").write_text(json.dumps(package, indent=2) + "\n")
+    as_developer(developer, "npm install --package-lock-only --no-audit --no-fund")
+    developer.commit({})
+    done = frontend.deploy()
+    assert done.ran == ["node", "build", "collectstatic"]
+    after = trees(frontend)
+    assert after[".venv"] == before[".venv"]
+    assert after["node_modules"] != before["node_modules"]
+    assert frontend.out("test -d /srv/app/current/node_modules/nanoid && echo there") == "there"
+
+
+def test_a_new_migration_and_a_new_static_file(world: World) -> None:
+    frontend = world.boot("frontend")
+    before = trees(frontend)
+    world.commit(
+        {
+            "board/migrations/0002_notice_pinned.py": """\
+                from django.db import migrations, models
+
+
+                class Migration(migrations.Migration):
+                    dependencies = [("board", "0001_initial")]
+                    operations = [
+                        migrations.AddField("notice", "pinned", models.BooleanField(default=False, db_default=False))
+                    ]
+                """,
+        }
+    )
+    done = frontend.deploy()
+    assert done.ran == ["migrate", "collectstatic"]
+    assert "Applying board.0002_notice_pinned... OK" in done.log
+    world.commit({"static/new.txt": "new\n"})
+    done = frontend.deploy()
+    assert done.ran == ["collectstatic"]
+    assert trees(frontend) == before
+    assert "new" in frontend.out("curl -s http://127.0.0.1/static/new.txt")
+
+
+def test_a_changed_deploy_ini(world: World) -> None:
+    frontend = world.boot("frontend")
+    before = trees(frontend)
+    text = (world.clone / "deploy.ini").read_text()
+    world.commit({"deploy.ini": text + "\n[step migrate]\nrun = python manage.py migrate --noinput --verbosity 2\n"})
+    done = frontend.deploy()
+    assert done.ran == ["migrate", "collectstatic"]
+    assert trees(frontend) == before
+    world.commit({"deploy.ini": text + "\n[step warm]\nrun = python manage.py check\n"})
+    assert frontend.deploy().ran == ["migrate", "collectstatic", "warm"]
+
+
+def test_roles_decide_which_services_run(world: World) -> None:
+    scheduler = world.boot("scheduler")
+    scheduler.wait_for_unit("scheduler.service")
+    both = world.set_up("scheduler", roles=["scheduler", "frontend"])
+    assert both.returncode == 0, both.stderr
+    allow_and_configure(world, scheduler)
+    world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    (scheduler.root / "etc/nginx/sites-enabled/default").unlink()
+    site = (world.clone / "deploy/nginx/board.conf").read_text()
+    (scheduler.root / "etc/nginx/sites-enabled/board.conf").write_text(site)
+    done = scheduler.deploy()
+    assert done.actions == {
+        "scheduler.service": "restarted",
+        "gunicorn.service": "started",
+        "nginx.service": "started",
+    }
+    assert scheduler.health()["status"] == 200
+
+    # the person forgets to run setup_machine.py and only changes machine.ini: a deploy sees to it all the same
+    ini = scheduler.root / "srv/app/machine.ini"
+    ini.write_text(ini.read_text().replace("scheduler frontend", "frontend"))
+    sudoers = scheduler.root / "etc/sudoers.d/deploy-machine"
+    sudoers.chmod(0o600)
+    sudoers.write_text(
+        sudoers.read_text() + "deploy ALL=(root) NOPASSWD: /usr/bin/systemctl disable --now scheduler.service\n"
+    )
+    sudoers.chmod(0o440)
+    world.commit(world.edit("board/views.py", "[:40]", "[:30]"))
+    done = scheduler.deploy()
+    assert done.actions["scheduler.service"] == "stopped"
+    assert scheduler.show("scheduler.service", "ActiveState") == "inactive"
+    assert scheduler.show("scheduler.service", "UnitFileState") == "disabled"
+    assert scheduler.health()["status"] == 200
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "says"),
+    [
+        ("python", {"poetry.lock": "not a lock file\n"}, "poetry sync"),
+        ("node", {"package-lock.json": "{}\n"}, "npm ci"),
+        ("build", {"frontend/board.js": "this is no javascript\n"}, "npm run build"),
+        ("migrate", {"board/migrations/0002_x.py": "raise SystemExit('broken migration')\n"}, "broken migration"),
+        ("collectstatic", {"static/x.css": "a { background: url(missing.png) }\n"}, "missing.png"),
+    ],
+)
+def test_a_failing_step_leaves_the_old_release_serving(
+    world: World, step: str, change: dict[str, str | None], says: str
+) -> None:
+    frontend = world.boot("frontend")
+    old, before, pids = frontend.health(), written(frontend), frontend.pids("gunicorn.service", "nginx.service")
+    world.commit(change)
+    done = frontend.deploy(expect=10)
+    assert done.outcome == "failed"
+    assert f"step {step} failed" in done.message
+    assert says in done.message + done.result["detail"]
+    assert done.result["detail"].splitlines()[-1] in done.log
+    assert frontend.health() == old
+    releases = frontend.out("ls /srv/app/releases").split()
+    assert releases == [done.result["release"]], "nothing of the failed release is left"
+    assert set(before.splitlines()) <= set(written(frontend).splitlines())
+    assert frontend.pids("gunicorn.service", "nginx.service") == pids
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("board/views.py", "    try:\n", "    return JsonResponse({'error': 'broken on purpose'}, status=500)\n    try:\n", "answers 500"),
+        ("mysite/wsgi.py", "import os\n", "import os\nimport does_not_exist\n", "gunicorn.service"),
+    ],
+)  # fmt: skip
+def test_an_unhealthy_release_is_taken_back(world: World, file: str, old: str, new: str, says: str) -> None:
+    frontend = world.boot("frontend")
+    good = frontend.health()
+    text = (world.clone / "deploy.ini").read_text()
+    good["commit"] = world.commit({"deploy.ini": f"[deploy]\nhealth_timeout = 6\n{text}"})
+    assert frontend.deploy().outcome == "deployed"
+    bad = world.commit(world.edit(file, old, new))
+    done = frontend.deploy(expect=11)
+    assert done.outcome == "rolled_back"
+    assert says in done.message
+    assert frontend.health() == good
+    assert done.result["commit"] == good["commit"]
+    again = frontend.deploy(expect=10)
+    assert "is not tried again" in again.message
+    assert again.ran == []
+    assert frontend.deploy("--force", expect=11).outcome == "rolled_back"
+    status = json.loads(frontend.out("/srv/app/bin/deploy_machine.py status --json"))
+    assert [entry["commit"] for entry in status["bad_commits"]] == [bad]
+    assert status["healthy"] is True
+    world.commit(world.edit(file, new, old))
+    assert frontend.deploy().outcome == "deployed"
+
+
+def test_a_scheduler_that_dies_after_a_second_is_taken_back(world: World) -> None:
+    scheduler = world.boot("scheduler")
+    config = "[deploy]\nhealth_timeout = 6\n"  # and no check: that its process lives is all there is to see
+    world.commit({"deploy.ini": config})
+    assert scheduler.deploy().outcome == "deployed"
+    old = scheduler.deploy().result["commit"]
+    world.commit(
+        world.edit(
+            "board/management/commands/run_scheduler.py",
+            "        while not stop.is_set():\n",
+            "        time.sleep(1)\n        raise SystemExit(3)\n        while not stop.is_set():\n",
+        )
+    )
+    done = scheduler.deploy(expect=11)
+    assert done.result["commit"] == old
+    assert "scheduler.service" in done.message
+    assert scheduler.show("scheduler.service", "ActiveState") == "active"
+
+
+def test_rollback_deploy_after_rollback_and_no_more_than_keep(world: World) -> None:
+    frontend = world.boot("frontend")
+    text = (world.clone / "deploy.ini").read_text()
+    commits = [world.commit({"deploy.ini": "[deploy]\nkeep = 3\n" + text})]
+    frontend.deploy()
+    for number in (40, 30, 20):
+        commits.append(world.commit({"board/templates/board/note.html": f"{number}\n"}))
+        frontend.deploy()
+    assert len(frontend.out("ls /srv/app/releases").split()) == 3
+    back = frontend.deploy("rollback")
+    assert back.outcome == "rolled_back_on_request"
+    assert frontend.health() == {"status": 200, "commit": commits[-2]}
+    forward = frontend.deploy()
+    assert (forward.outcome, frontend.health()["commit"]) == ("deployed", commits[-1])
+    assert len(frontend.out("ls /srv/app/releases").split()) == 3
+    envs = frontend.out("ls /srv/app/envs").split()
+    assert len([name for name in envs if name.startswith("python-")]) == 1
+
+
+def test_two_deploys_at_once_one_waits_for_the_other(world: World) -> None:
+    frontend = world.boot("frontend")
+    commit = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    command = [*frontend.argv("deploy"), "/srv/app/bin/deploy_machine.py", "--trigger", "cd", "--json"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = []
+    logs = ""
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        results.append(json.loads(out))
+        logs += err
+    assert sorted(result["outcome"] for result in results) == ["deployed", "unchanged"]
+    assert re.search(r"waiting for another deploy to end: process \d+ \(cd, since 20", logs)
+    assert frontend.health()["commit"] == commit
+
+
+def test_the_journal_has_every_deploy_with_its_fields(world: World) -> None:
+    frontend = world.boot("frontend")
+    commit = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    frontend.deploy("--trigger", "cd")
+    found = frontend.out(
+        f"journalctl -t deploy-machine DEPLOY_COMMIT={commit} DEPLOY_OUTCOME=deployed DEPLOY_TRIGGER=cd -o cat"
+    )
+    assert re.fullmatch(r"deployed: [0-9a-f]{8} deployed from [0-9a-f]{8} \([0-9.]+ s\)", found)
+
+
+def test_requests_during_a_deploy_are_all_answered(world: World) -> None:
+    frontend = world.boot("frontend")
+    world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    loop = "i=0; while [ $i -lt 400 ]; do curl -s -m 20 -o /dev/null -w '%{http_code}\\n' http://127.0.0.1/healthz; i=$((i+1)); sleep 0.01; done"
+    load = subprocess.Popen([*frontend.argv(), "sh", "-c", loop], stdout=subprocess.PIPE, text=True)
+    assert frontend.deploy().actions["gunicorn.service"] == "restarted"
+    out, _ = load.communicate(timeout=120)
+    assert set(out.split()) == {"200"}
+    assert len(out.split()) == 400
+
+
+def test_the_services_run_as_app_and_cannot_change_the_code(world: World) -> None:
+    frontend = world.boot("frontend")
+    owner = frontend.out("ps -o user= -p $(systemctl show -p MainPID --value gunicorn.service)")
+    assert owner == "app"
+    for path in ("/srv/app/current/manage.py", "/srv/app/bin/deploy_machine.py", "/srv/app/machine.ini"):
+        assert frontend.run("test", "-w", path, user="app", check=False).returncode == 1
+    assert frontend.run("cat", "/srv/app/shared/.env", user="app").stdout.startswith("SECRET_KEY")
+    assert frontend.run("cat", "/srv/app/shared/.env", user="nobody", check=False).returncode != 0
+    assert frontend.run("sudo", "-n", "true", user="app", check=False).returncode != 0
+
+
+def test_deploy_may_make_exactly_its_calls_as_root(world: World) -> None:
+    frontend = world.boot("frontend")
+    allowed = ["systemctl restart gunicorn.service", "systemctl reload nginx.service"]
+    refused = ["systemctl status gunicorn.service", "systemctl restart ssh.service", "systemctl restart gunicorn.service --now", "sh", "systemctl edit gunicorn.service", "systemctl restart scheduler.service"]  # fmt: skip
+    for command in allowed:
+        assert frontend.sh(f"sudo -n {command}", user="deploy", check=False).returncode == 0, command
+    for command in refused:
+        done = frontend.sh(f"sudo -n {command}", user="deploy", check=False)
+        assert done.returncode != 0, command
+        assert "a password is required" in done.stderr, done.stderr
