@@ -59,17 +59,40 @@ class Machine:
         argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-b", "-D", str(self.root)]
         argv += ["--machine", self.name, "--console=pipe"]
         argv += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--network-namespace-path={namespace}"]
+        enter = 'for group in $0; do echo $$ > "$group/cgroup.procs" || exit 1; done; exec "$@"'
+        groups = " ".join(str(group) for group in self.make_cgroups())
         with open(self.directory / "console.log", "ab") as console:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+                ["sh", "-c", enter, groups, *argv], stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )  # fmt: skip
         (self.directory / "pid").write_text(str(self.process.pid))
-        self.wait_until(lambda: self.find_leader() and self.sh("systemctl show-environment", check=False).returncode == 0,
-                        f"systemd of {self.name} did not come up", seconds)  # fmt: skip
+        self.wait_until(self.find_leader, f"{self.name} has no PID 1", seconds)
+        self.wait_until(lambda: self.sh("systemctl show-environment", check=False).returncode == 0,
+                        f"systemd of {self.name} did not answer", seconds)  # fmt: skip
         if wait:
             self.wait_for_unit(wait, seconds)
         return self
+
+    def cgroups(self) -> list[Path]:
+        """A control group of its own, in each hierarchy that systemd uses.
+
+        In a shared one, a systemd that stops a unit would kill another machine's unit of that name.
+        """
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+        tops = [mount[1] for mount in mounts if mount[2] == "cgroup2" or "name=systemd" in mount[3].split(",")]
+        return [Path(top) / f"{self.network.id}-{self.name}" for top in dict.fromkeys(tops)]
+
+    def make_cgroups(self) -> list[Path]:
+        for group in self.cgroups():
+            group.mkdir(exist_ok=True)
+        return self.cgroups()
+
+    def remove_cgroups(self) -> None:
+        for group in self.cgroups():
+            for path in sorted([group, *group.rglob("*/")], reverse=True):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def find_leader(self) -> bool:
         """Find the machine's PID 1 among nspawn's children."""
@@ -99,6 +122,13 @@ class Machine:
         self.wait_until(lambda: self.show(unit, "ActiveState") == state,
                         f"{unit} on {self.name} was not {state}", seconds)  # fmt: skip
 
+    def wait_for_startup(self, seconds: float = 90) -> str:
+        """Wait until the start-up deploy has ended, if there is one; how it ended (exited, failed, dead)."""
+        unit = "deploy-on-startup.service"
+        self.wait_until(lambda: self.show(unit, "SubState") in ("exited", "failed", "dead"),
+                        f"{unit} of {self.name} did not end", seconds)  # fmt: skip
+        return self.show(unit, "SubState")
+
     def argv(self, user: str = "root") -> list[str]:
         """The command prefix that runs something on the machine."""
         enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "--"]
@@ -124,7 +154,7 @@ class Machine:
         """Run bin/deploy_machine.py there by hand; the result it printed, and its log."""
         words = arguments if arguments and not arguments[0].startswith("-") else ("deploy", *arguments)
         done = self.run("/srv/app/bin/deploy_machine.py", *words, "--json", user=user, check=False, timeout=timeout)
-        assert "Traceback" not in done.stderr, done.stderr
+        assert "\nTraceback" not in f"\n{done.stderr}", done.stderr
         assert expect is None or done.returncode == expect, f"{done.returncode}: {done.stdout}{done.stderr}"
         return Deploy(done.returncode, json.loads(done.stdout or "{}"), done.stderr)
 
@@ -175,6 +205,7 @@ class Machine:
     def remove(self) -> None:
         """Cut its power and remove all it wrote."""
         self.cut()
+        self.remove_cgroups()
         call("umount", "-l", self.root, check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -172,6 +172,8 @@ class World:
             machine.boot(wait="postgresql@15-main.service" if name == "services" else wait, seconds=90)
             if name == "services":
                 machine.wait_for_unit("ssh.service")
+            elif wait:
+                machine.wait_for_startup()
         return machine
 
     def configure_services(self, machine: Machine) -> None:

@@ -80,7 +80,7 @@ class App:
             self.command(*arguments, script=script),
             env={**self.environment(), **(env or {})}, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
+        assert "\nTraceback" not in f"\n{done.stderr}", done.stderr
         assert done.stdout.count("\n") <= 1, f"stdout carries one line: {done.stdout}"
         return Outcome(done.returncode, json.loads(done.stdout or "{}"), done.stderr)
 
