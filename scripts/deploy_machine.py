@@ -1633,7 +1633,9 @@ def bring_services(config: Config, roles: Sequence[Role], since: float, restart:
     actions = []
     for unit in services:
         running = states[unit]["ActiveState"] in ("active", "reloading", "deactivating")
-        verb = "restart" if running and restart and started(states[unit]) < since else "start"
+        # a plain start would sit out the delay of a unit that systemd is about to start again
+        crashed = states[unit]["SubState"] == "auto-restart"
+        verb = "restart" if crashed or (running and restart and started(states[unit]) < since) else "start"
         if states[unit]["ActiveState"] == "failed":
             systemctl(["reset-failed"], unit, timeout)  # else its start limit could refuse the start
         if verb == "restart" or not running:
@@ -1740,17 +1742,21 @@ def confirm(machine: Machine, config: Config, release: Release, since: float) ->
     deadline = time.monotonic() + config.health_timeout
     healthy_since: float | None = None
     restarts: dict[str, str] = {}
-    first = True
-    while True:
-        states = unit_states(services + reloads)
+    told = False
+
+    def look_at_units() -> str:
+        """What is wrong with a unit and may pass; raises Unhealthy for what waiting cannot help."""
         problem = ""
-        for unit, state in states.items():
+        for unit, state in unit_states(services + reloads).items():
             wrong, final = unit_problem(unit, state, since if unit in services else 0.0, restarts.get(unit))
             restarts.setdefault(unit, state["NRestarts"])
             if final:
                 raise Unhealthy(wrong, journal_of(unit))
             problem = problem or wrong
-        problem = problem or probe(machine, roles, release, deadline - time.monotonic() + 1)
+        return problem
+
+    while True:
+        problem = look_at_units() or probe_watching(machine, roles, release, deadline, look_at_units)
         if problem:
             healthy_since = None
             show_progress(f"waiting for the services: {problem}")
@@ -1759,13 +1765,30 @@ def confirm(machine: Machine, config: Config, release: Release, since: float) ->
         if healthy_since is not None and time.monotonic() - healthy_since >= stay:
             return
         if time.monotonic() >= deadline:
-            raise Unhealthy(
-                f"not healthy within {config.health_timeout:g} s: {problem}", "\n".join(map(journal_of, services))
-            )
-        if problem and first:
+            detail = "\n".join(map(journal_of, services))
+            raise Unhealthy(f"not healthy within {config.health_timeout:g} s: {problem}", detail)
+        if problem and not told:
             log(f"waiting up to {config.health_timeout:g} s: {problem}")
-        first = first and not problem
-        time.sleep(0.1)
+            told = True
+        time.sleep(0.2)
+
+
+def probe_watching(
+    machine: Machine, roles: Sequence[Role], release: Release, deadline: float, watch: Callable[[], str]
+) -> str:
+    """probe(), while `watch` is called: behind a socket, a service that died answers as late as a slow one."""
+    answer: list[str] = []
+
+    def ask() -> None:
+        answer.append(probe(machine, roles, release, max(1.0, deadline - time.monotonic())))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(0.5)
+    while thread.is_alive():
+        watch()
+        thread.join(0.5)
+    return answer[0] if answer else "the health check could not be made"
 
 
 def journal_of(unit: str) -> str:
@@ -2307,8 +2330,8 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
             getattr(second, "detail", "") or error.detail,
         ) from None
     attempt.state.remember_bad(release.commit, "unhealthy", str(error))
-    remove(release.path)
     message = f"{short(release.commit)} was not healthy: {error}; {short(good.commit)} serves again"
+    remove(release.path)
     return make_result(attempt, "rolled_back", message, error.detail)
 
 

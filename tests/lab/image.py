@@ -31,7 +31,7 @@ NEW_NPM = ["nanoid@5.1.5"]
 # bookworm is the whole thing; the other two show that the script works with older and newer tools.
 PACKAGES = {
     "bookworm": "nginx-light nodejs python3-venv postgresql",
-    "bullseye": "",
+    "bullseye": "usrmerge",  # Debian's installer makes merged-usr systems; a bare bootstrap of it would not
     "trixie": "",
 }
 COMMON = "systemd systemd-sysv dbus openssh-server python3 git ca-certificates iproute2 sudo procps curl"
@@ -65,6 +65,7 @@ class Image:
                 for old in (cache() / "images").glob(f"{self.suite}-*"):
                     shutil.rmtree(old)
                 say(f"building the {self.suite} image (once; some two minutes)")
+                shutil.rmtree(self.directory, ignore_errors=True)  # a build that was killed
                 self.root.mkdir(parents=True)
                 self.build()
                 (self.directory / "complete").touch()
@@ -73,10 +74,7 @@ class Image:
     def build(self) -> None:
         archive = self.directory / "root.tar"
         include = ",".join(f"{COMMON} {PACKAGES[self.suite]}".split())
-        # Debian's installer makes merged-usr systems; a bare bootstrap of bullseye would not
-        hooks = ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"] if self.suite == "bullseye" else []
-        call("mmdebstrap", "--quiet", "--variant=minbase", *hooks, f"--include={include}", self.suite, archive,
-             timeout=900)  # fmt: skip
+        call("mmdebstrap", "--quiet", "--variant=minbase", f"--include={include}", self.suite, archive, timeout=900)
         call("tar", "--numeric-owner", "-xf", archive, "-C", self.root, timeout=300)
         archive.unlink()
         self.configure()

@@ -63,7 +63,8 @@ class Machine:
         groups = " ".join(str(group) for group in self.make_cgroups())
         with open(self.directory / "console.log", "ab") as console:
             self.process = subprocess.Popen(
-                ["sh", "-c", enter, groups, *argv], stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+                ["sh", "-c", enter, groups, *argv],
+                stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )  # fmt: skip
         (self.directory / "pid").write_text(str(self.process.pid))
