@@ -57,6 +57,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -354,7 +355,7 @@ def run(
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise cannot_start(argv[0], error) from None
     try:
-        out, err = collect_output(process, time.monotonic() + timeout, live)
+        out, err = collect_output(process, time.monotonic() + timeout, shown if live else "")
         if process.poll() is None:
             end_group(process)
             raise CommandError(f"{shown} took longer than {timeout:g} s and was ended", tail(out + err))
@@ -376,9 +377,13 @@ def cannot_start(program: str, error: OSError) -> CommandError:
     return CommandError(f"{program}: not found" + (f"; to get it: {hint}" if hint else ""))
 
 
-def collect_output(process: subprocess.Popen[bytes], deadline: float, live: bool) -> tuple[str, str]:
-    """Read both streams until the command ends or the deadline passes."""
+def collect_output(process: subprocess.Popen[bytes], deadline: float, live: str) -> tuple[str, str]:
+    """Read both streams until the command ends or the deadline passes.
+
+    live: the command as people see it, if its output is to be printed as it comes.
+    """
     assert process.stdout
+    began = time.monotonic()
     buffers: dict[Any, bytearray] = {process.stdout: bytearray()}
     if process.stderr:
         buffers[process.stderr] = bytearray()
@@ -400,6 +405,8 @@ def collect_output(process: subprocess.Popen[bytes], deadline: float, live: bool
                 buffers[key.fileobj] += data
             if live:
                 printed = print_lines(buffers[process.stdout], printed, last=not selector.get_map())
+                if time.monotonic() - began >= 1:
+                    show_progress(f"{live} ({time.monotonic() - began:.0f} s)")
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(0.0, deadline - time.monotonic()))
     for stream in buffers:
@@ -413,7 +420,8 @@ def print_lines(buffer: bytearray, start: int, last: bool) -> int:
     end = len(buffer) if last else buffer.rfind(b"\n") + 1
     if end > start:
         for line in bytes(buffer[start:end]).decode("utf-8", "replace").splitlines():
-            log.output(line.rstrip())
+            if line.strip():
+                log.output(line.rstrip())
     return max(start, end)
 
 
@@ -1861,7 +1869,10 @@ def deploy(machine: Machine, options: argparse.Namespace) -> Result:
         while True:
             result = locked(attempt, bring_to_target, quiet=first_result is not None)
             attempt.ready()
-            if attempt.trigger != "boot" or result["outcome"] != "unreachable":
+            if attempt.trigger != "boot":
+                return result
+            if result["outcome"] != "unreachable":
+                tell_team(machine, result)
                 return result
             first_result = first_result or result
             log(f"trying again in {pause:g} s; a push or `systemctl restart deploy-on-startup` does it at once")
@@ -1871,12 +1882,47 @@ def deploy(machine: Machine, options: argparse.Namespace) -> Result:
             attempt = dataclasses.replace(new_attempt(machine, options), is_ready=True)
 
 
+def tell_team(machine: Machine, result: Result) -> None:
+    """Post what a boot did to DEPLOY_WEBHOOK_URL of shared/.env; pushes are reported by their workflow.
+
+    The services run by now, and whatever becomes of the message, the boot's outcome stands.
+    """
+    if result["outcome"] in ("unchanged", "superseded"):
+        return
+    try:
+        text = (machine.root / "shared" / ".env").read_text(encoding="utf-8", errors="replace")
+        url = parse_env_file(text).get("DEPLOY_WEBHOOK_URL", "")
+        if not url:
+            return
+        body = json.dumps({"text": boot_message(machine, result), "results": [result]}).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": f"deploy-machine/{VERSION}"}
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10):
+            log("the webhook was told")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # the address is a secret: it must not get into the log with the error
+        log.warning(f"the webhook could not be told: {type(error).__name__}")
+
+
+def boot_message(machine: Machine, result: Result) -> str:
+    """`frontend caught up: 3f2a1b8c to 9c8d7e6f, 12 commits behind, 8 s`, or what went wrong."""
+    if result["outcome"] != "deployed":
+        return f"{machine.name}: {result['outcome']} at boot: {result['message']}"
+    behind = Mirror(machine.mirror, machine.repo).count(result["previous"], result["commit"])
+    commits = f", {behind} commit{'s' if behind != 1 else ''} behind" if result["previous"] else ""
+    span = f"{short(result['previous'])} to {short(result['commit'])}"
+    return f"{machine.name} caught up: {span}{commits}, {result['seconds']:.0f} s"
+
+
 @contextlib.contextmanager
 def boot_time_limit(attempt: Attempt) -> Iterator[None]:
     """Services start after boot_timeout seconds at the latest, whatever the deploy is doing."""
-    timer = threading.Timer(attempt.machine.boot_timeout, attempt.ready)
+    limit = attempt.machine.boot_timeout
+    # the clock goes on when the commit's own script takes over
+    left = float(os.environ.setdefault("DEPLOY_READY_BY", str(time.monotonic() + limit))) - time.monotonic()
+    timer = threading.Timer(max(0.0, left), attempt.ready)
     timer.daemon = True
     if attempt.trigger == "boot":
+        notify_systemd(f"EXTEND_TIMEOUT_USEC={int((left + 60) * 1e6)}")
         timer.start()
     try:
         yield

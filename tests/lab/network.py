@@ -44,6 +44,8 @@ class Network:
         self.in_hub("link", "set", f"to-{name}"[:15], "up")
 
     def leave(self, name: str) -> None:
+        # the kernel removes the pair with the namespace too, but only some time later
+        call("ip", "-n", self.hub, "link", "del", f"to-{name}"[:15], check=False)
         call("ip", "netns", "del", self.namespace(name), check=False)
 
     def down(self) -> None:
