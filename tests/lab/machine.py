@@ -19,6 +19,27 @@ from lab.network import Network
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
+class Attached:
+    """A process that another run of this program started: as much of Popen as a Machine needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        return None if Path(f"/proc/{self.pid}").exists() else 0
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float | None = None) -> int:
+        end = time.monotonic() + (seconds or 60)
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), seconds or 60)
+            time.sleep(0.05)
+        return 0
+
+
 class Machine:
     """A machine of a lab. It is off until boot(); what it writes stays until remove()."""
 
@@ -30,7 +51,7 @@ class Machine:
         self.network = network
         self.root = directory / "root"
         self.address = f"10.0.0.{number}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Attached | None = None
         self.leader = 0
 
     def create(self) -> Machine:
@@ -44,6 +65,14 @@ class Machine:
         key = self.root / "etc/ssh/ssh_host_ed25519_key"
         if not key.exists():
             call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key)
+        return self
+
+    def attach(self) -> Machine:
+        """Find the processes of a machine that another run of this program has booted."""
+        with contextlib.suppress(OSError, ValueError):
+            process = Attached(int((self.directory / "pid").read_text()))
+            if "systemd-nspawn" in Path(f"/proc/{process.pid}/cmdline").read_text():
+                self.process, self.leader = process, int((self.directory / "leader").read_text())
         return self
 
     @property

@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -68,9 +67,11 @@ def reap() -> None:
     for directory in sorted(runs().glob("dm*")):
         with locked(directory / "owner", wait=False) as dead:
             if dead:
-                for machine in directory.glob("machines/*"):
-                    end_leftover(machine)
-                Network(directory.name).down()
+                network = Network(directory.name)
+                for path in directory.glob("machines/*"):
+                    end_leftover(path)
+                    Machine(path.name, 0, [], path, network).remove_cgroups()
+                network.down()
                 unmount(directory)
                 shutil.rmtree(directory, ignore_errors=True)
 
@@ -124,6 +125,31 @@ class World:
             self.home.mkdir()
             for key in ("admin", "ci"):
                 call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key, "-f", self.home / key)
+
+    @classmethod
+    def attach(cls, lab_id: str) -> World:
+        """The lab that another run of this program has left running."""
+        world = cls.__new__(cls)
+        world.directory = runs() / lab_id
+        world.network = Network(lab_id)
+        world.layers = None
+        world.home = world.directory / "home"
+        world.closed = False
+        numbers = {path.name: NUMBERS[path.name] for path in sorted((world.directory / "machines").iterdir())}
+        world.machines = {
+            name: Machine(name, number, [], world.directory / "machines" / name, world.network).attach()
+            for name, number in numbers.items()
+        }
+        return world
+
+    def leave_running(self) -> None:
+        """Let the lab outlive this process: a keeper holds its lock until `reap` is to remove it."""
+        keeper = subprocess.Popen(
+            ["sleep", "infinity"], pass_fds=[self.owner.fileno()], start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        (self.directory / "keeper").write_text(str(keeper.pid))
+        atexit.unregister(self.close)
 
     def __enter__(self) -> World:
         return self
@@ -291,6 +317,13 @@ class World:
         self.git("push", "-q", "--force", self.origin, "HEAD:refs/heads/main")
         return self.git("rev-parse", "HEAD")
 
+    def replace_application(self, files: Mapping[str, str | None]) -> str:
+        """Commit another application in the place of the example; scripts/ stays."""
+        for path in self.clone.iterdir():
+            if path.name not in (".git", "scripts"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return self.commit(files, "another application")
+
     def edit(self, name: str, old: str, new: str) -> dict[str, str]:
         """For commit(): the file with one piece of text replaced."""
         text = (self.clone / name).read_text()
@@ -368,7 +401,3 @@ def allow_and_configure(world: World, machine: Machine) -> None:
         (site / "default").unlink(missing_ok=True)
         (site / "board.conf").write_text((world.clone / "deploy/nginx/board.conf").read_text())
         machine.run("systemctl", "enable", "nginx.service")
-
-
-def describe(world: World) -> str:
-    return json.dumps({name: machine.is_on for name, machine in world.machines.items()})

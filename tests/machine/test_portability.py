@@ -1,0 +1,123 @@
+"""The same script on older and newer systems, with an application that is not Django."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.host import REPOSITORY
+from lab.world import World
+
+SUITES = ["bullseye", "bookworm", "trixie"]
+
+SERVER = """\
+import http.server, pathlib
+
+GREETING = pathlib.Path("build/greeting").read_text()
+COMMIT = pathlib.Path("REVISION").read_text()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write((GREETING + COMMIT).encode())
+
+
+http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+
+DEPLOY_INI = """\
+[step greeting]
+inputs = greeting.in
+provides = build
+run = sh -c 'mkdir build && tr a-z A-Z < greeting.in > build/greeting'
+
+[role web]
+services = hello.service
+health = http://127.0.0.1:8000/
+"""
+
+HELLO = """\
+[Unit]
+Description=Says hello
+After=deploy-on-startup.service
+ConditionPathExists=/srv/app/current/server.py
+
+[Service]
+User=app
+WorkingDirectory=/srv/app/current
+ExecStart=/usr/bin/python3 server.py
+Restart=always
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_another_application_on(suite: str, bare: World) -> None:
+    startup = (REPOSITORY / "systemd/deploy-on-startup.service").read_text()
+    startup = startup.replace("Before=scheduler.service", "Before=hello.service scheduler.service")
+    files = {"server.py": SERVER, "deploy.ini": DEPLOY_INI, "greeting.in": "hello\n"}
+    units = {
+        "systemd/hello.service": HELLO,
+        "systemd/deploy-on-startup.service": startup,
+        "systemd/backoff.conf": (REPOSITORY / "systemd/backoff.conf").read_text(),
+    }
+    first = bare.replace_application({**files, **units})
+    machine = bare.machine("third", suite)
+    bare.boot("third")
+    done = bare.set_up("third", roles=["web"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    bare.allow_to_read((machine.root / "home/deploy/.ssh/id_ed25519.pub").read_text().strip())
+
+    deployed = machine.deploy()
+    assert (deployed.outcome, deployed.ran) == ("deployed", ["greeting"])
+    answer = "curl -s http://127.0.0.1:8000/"
+    assert machine.out(answer).split() == ["HELLO", first]
+    again = bare.set_up("third", roles=["web"])
+    assert "no changes, all is as it should be" in again.stdout
+
+    before = machine.pids("hello.service")
+    assert machine.deploy().outcome == "unchanged"
+    assert machine.pids("hello.service") == before
+
+    second = bare.commit({"server.py": SERVER + "# changed\n"})
+    changed = machine.deploy()
+    assert (changed.ran, changed.actions) == ([], {"hello.service": "restarted"})
+    assert machine.out(answer).split() == ["HELLO", second]
+
+    bare.commit({"server.py": "raise SystemExit(1)\n"})
+    assert machine.deploy(expect=11).result["commit"] == second
+    assert machine.out(answer).split() == ["HELLO", second]
+
+    # and it catches up at boot
+    machine.shut_down()
+    third = bare.commit({"server.py": SERVER, "greeting.in": "bye\n"})
+    machine.boot()
+    assert machine.wait_for_startup() == "exited"
+    assert machine.out(answer).split() == ["BYE", third]
+    version = machine.out("systemctl --version | head -1")
+    assert machine.out("systemd-analyze verify /etc/systemd/system/hello.service 2>&1") == "", version
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_units_are_clean_and_tight_on(suite: str, bare: World) -> None:
+    """systemd-analyze finds nothing in them, and an exposure of at most 2.5 (its own scale, 0 to 10)."""
+    machine = bare.machine("third", suite)
+    bare.boot("third")
+    units = ["scheduler.service", "gunicorn.service", "gunicorn.socket", "deploy-on-startup.service"]
+    python = (
+        "install -D /bin/true /srv/app/current/.venv/bin/python && cp /bin/true /srv/app/current/.venv/bin/gunicorn"
+    )
+    machine.sh(f"{python} && useradd -r app && useradd -r deploy && (id www-data || useradd -r www-data)")
+    for unit in units:
+        (machine.root / "etc/systemd/system" / unit).write_text((REPOSITORY / "systemd" / unit).read_text())
+    machine.run("systemctl", "daemon-reload")
+    found = machine.out(
+        "systemd-analyze verify --man=no " + " ".join(f"/etc/systemd/system/{u}" for u in units) + " 2>&1"
+    )
+    assert found == ""
+    for unit in ("scheduler.service", "gunicorn.service"):
+        line = machine.out(f"systemd-analyze security --no-pager {unit} | tail -1")
+        assert float(line.split(":")[1].split()[0]) <= 2.5, line

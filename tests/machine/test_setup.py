@@ -1,0 +1,141 @@
+"""setup_machine.py: what it makes, that it may be repeated, and how it finds differences."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from lab.host import call
+from lab.world import REPO_URL, World
+
+
+def test_check_before_and_after_and_repeat(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    before = frontend.out("find /etc /srv /home -newer /etc/hostname | sort")
+    check = bare.set_up("frontend", "--check")
+    assert check.returncode == 1, check.stderr
+    assert "differs: user deploy: owns the code, runs the steps" in check.stdout
+    assert "differs: /etc/systemd/system/gunicorn.service: created" in check.stdout
+    assert frontend.out("find /etc /srv /home -newer /etc/hostname | sort") == before, "--check changes nothing"
+
+    done = bare.set_up("frontend")
+    assert done.returncode == 0, done.stderr
+    assert "FRONTEND_HOST = 10.0.0.6" in done.stdout
+    assert "FRONTEND_USER = deploy" in done.stdout
+    assert bare.known_hosts().splitlines()[-1].split()[2] in done.stdout
+    assert "without write access" in done.stdout
+
+    check = bare.set_up("frontend", "--check")
+    assert (check.returncode, check.stdout.splitlines()[0]) == (0, "frontend: no differences, all is as it should be")
+    state = frontend.out("find /etc /srv /home -printf '%p %m %u %C@\\n' | sort")
+    again = bare.set_up("frontend")
+    assert "no changes, all is as it should be" in again.stdout
+    assert frontend.out("find /etc /srv /home -printf '%p %m %u %C@\\n' | sort") == state
+
+    for path, mode, owner in (
+        ("/srv/app", "755", "deploy"),
+        ("/srv/app/machine.ini", "644", "root"),
+        ("/srv/app/shared/.env", "640", "deploy"),
+        ("/srv/app/shared/media", "2775", "app"),
+        ("/etc/sudoers.d/deploy-machine", "440", "root"),
+        ("/home/deploy/.ssh/authorized_keys", "600", "deploy"),
+        ("/home/deploy/.ssh/id_ed25519", "600", "deploy"),
+    ):
+        assert frontend.out(f"stat -c '%a %U' {path}") == f"{mode} {owner}", path
+    assert frontend.out("cat /home/deploy/.ssh/authorized_keys").startswith("restrict ssh-ed25519 ")
+
+
+def test_each_difference_is_found_and_put_right(world: World) -> None:
+    frontend = world.boot("frontend")
+    for damage, says in (
+        ("echo '# by hand' >> /etc/systemd/system/gunicorn.service", "/etc/systemd/system/gunicorn.service: changed"),
+        ("systemctl disable gunicorn.service", "gunicorn.service: enabled"),
+        ("systemctl stop gunicorn.socket", "gunicorn.socket: started"),
+        ("rm /etc/sudoers.d/deploy-machine", "/etc/sudoers.d/deploy-machine: created"),
+        ("chmod 644 /srv/app/shared/.env", "/srv/app/shared/.env: mode 640"),
+        ("chown root /srv/app/state", "/srv/app/state: owner deploy:deploy"),
+        ("sed -i 's/frontend/scheduler/' /srv/app/machine.ini", "/srv/app/machine.ini: changed"),
+        ("echo broken > /srv/app/bin/deploy_machine.py", "/srv/app/bin/deploy_machine.py: changed"),
+        ("sed -i d /home/deploy/.ssh/authorized_keys", "/home/deploy/.ssh/authorized_keys: changed"),
+    ):
+        frontend.sh(damage)
+        check = world.set_up("frontend", "--check")
+        assert (check.returncode, f"differs: {says}" in check.stdout) == (1, True), f"{damage}: {check.stdout}"
+        done = world.set_up("frontend")
+        assert f"+ {says}" in done.stdout, done.stdout + done.stderr
+        assert world.set_up("frontend", "--check").returncode == 0, damage
+    assert frontend.deploy().outcome in ("unchanged", "deployed")
+
+
+def test_another_role_removes_the_units_of_the_old_one(world: World) -> None:
+    scheduler = world.boot("scheduler")
+    assert scheduler.show("scheduler.service", "ActiveState") == "active"
+    done = world.set_up("scheduler", roles=["frontend"])
+    assert "/etc/systemd/system/scheduler.service: removed" in done.stdout, done.stderr
+    assert scheduler.show("scheduler.service", "ActiveState") == "inactive"
+    assert scheduler.show("scheduler.service", "LoadState") == "not-found"
+    assert scheduler.show("gunicorn.service", "UnitFileState") == "enabled"
+
+
+def test_as_root_on_the_machine_itself(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    call("cp", "-a", bare.clone, frontend.root / "opt/app")
+    command = f"/opt/app/scripts/setup_machine.py --name frontend --role frontend --repo {REPO_URL} --branch main"
+    done = frontend.sh(command)
+    assert "frontend: " in done.stdout
+    assert "FRONTEND_HOST = 10.0.0.6" in done.stdout
+    assert "branch = main" in frontend.out("cat /srv/app/machine.ini")
+    assert "no changes" in frontend.sh(command).stdout
+    refused = frontend.sh(command, user="deploy", check=False)
+    assert refused.returncode == 2
+    assert "run it as root on the machine" in refused.stderr
+
+
+def test_what_is_missing_is_named_with_the_command_that_gets_it(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    frontend.sh("rm /usr/local/bin/poetry /usr/local/bin/npm")
+    done = bare.set_up("frontend")
+    assert done.returncode == 0
+    assert "to do: poetry is missing: apt install pipx && sudo -u deploy pipx install poetry" in done.stdout
+    assert "to do: npm is missing: apt install npm" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--name", "front end"], "is not a machine name"),
+        (["--role", "nurse"], "--role nurse: unknown"),
+        (["--repo=--upload-pack=x"], "is not an address that git could fetch from"),
+        (["--ssh=-oProxyCommand=x"], "is not [USER@]HOST[:PORT]"),
+        (["--root", "relative"], "is not an absolute path"),
+        (["--user", "app; rm"], "is not a user name"),
+        (["--branch=-x"], "is not a branch name"),
+        (["--authorize", "/nowhere"], "/nowhere: No such file"),
+        (["--authorize", "KEY"], "a private key: name its .pub file"),
+    ],
+)
+def test_bad_input_is_one_line_and_touches_nothing(bare: World, arguments: list[str], says: str) -> None:
+    words = [str(bare.home / "ci") if word == "KEY" else word for word in arguments]
+    defaults = {"--name": "x", "--role": "frontend", "--repo": REPO_URL, "--ssh": "root@10.0.0.99"}
+    given = {word.partition("=")[0] for word in words}
+    rest = [word for key, value in defaults.items() if key not in given for word in (key, value)]
+    done = bare.runner("python3", bare.clone / "scripts/setup_machine.py", *rest, *words, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("setup_machine.py: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+def test_a_machine_that_does_not_answer(bare: World) -> None:
+    bare.machine("frontend")  # switched off
+    done = bare.set_up("frontend")
+    assert done.returncode == 69
+    assert "10.0.0.6 could not be reached by ssh" in done.stderr
+
+
+def test_no_secret_is_readable_by_others(world: World) -> None:
+    frontend = world.boot("frontend")
+    for path in ("srv/app/shared/.env", "home/deploy/.ssh/id_ed25519"):
+        mode = (frontend.root / path).stat().st_mode
+        assert not mode & stat.S_IROTH, path

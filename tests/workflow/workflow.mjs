@@ -1,0 +1,87 @@
+// GitHub's own workflow parser and expression evaluator, one JSON request per line, one JSON answer per line:
+//
+//   {"parse": {"name", "text"}}                              -> {"errors": [...], "workflow": tree}
+//   {"evaluate": {"tree", "contexts", "status", "as"}}       -> {"value"} or {"error"}
+//
+// A tree is the workflow as plain JSON, with {"$expression": "..."} where an expression stands.
+import { register } from "node:module";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { pathToFileURL } from "node:url";
+
+register("./json_modules.mjs", import.meta.url);
+const packages = join(process.env.DEPLOY_MACHINE_NODE_MODULES, "@actions");
+const load = path => import(pathToFileURL(join(packages, path)).href);
+const { convertWorkflowTemplate, NoOperationTraceWriter, parseWorkflow, ...token } = await load("workflow-parser/dist/index.js");
+const { data, Evaluator, Lexer, Parser } = await load("expressions/dist/index.js");
+const { reviver } = await load("expressions/dist/data/reviver.js");
+const { replacer } = await load("expressions/dist/data/replacer.js");
+const { truthy } = await load("expressions/dist/result.js");
+
+function plain(node) {
+  if (token.isMapping(node)) {
+    const pairs = [];
+    for (const { key, value } of node) pairs.push([key.isExpression ? "${{ insert }}" : key.value, plain(value)]);
+    return Object.fromEntries(pairs);
+  }
+  if (token.isSequence(node)) {
+    const items = [];
+    for (const item of node) items.push(plain(item));
+    return items;
+  }
+  if (token.isBasicExpression(node)) return { $expression: node.expression };
+  return node.value ?? null; // a null token has no value
+}
+
+async function parse({ name, text }) {
+  const { context, value } = parseWorkflow({ name, content: text }, new NoOperationTraceWriter());
+  const messages = () => context.errors.getErrors().map(error => error.message);
+  if (!value || messages().length) return { errors: messages() };
+  const template = await convertWorkflowTemplate(context, value);
+  if (messages().length) return { errors: messages() };
+  // The raw tokens, since the template leaves out a job's continue-on-error; conditions from the template,
+  // since it adds `success() &&` to those that name no status function.
+  const workflow = plain(value);
+  for (const job of template.jobs) {
+    const raw = workflow.jobs[job.id.value];
+    raw.if = plain(job.if);
+    (job.steps ?? []).forEach((step, index) => (raw.steps[index].if = plain(step.if)));
+  }
+  return { errors: [], workflow };
+}
+
+function evaluateOne(expression, contexts, status) {
+  const functions = ["success", "failure", "always", "cancelled"].map(name => ({
+    name, minArgs: 0, maxArgs: 0, call: () => new data.BooleanData(status[name]),
+  })); // hashFiles is not here: none of the workflows needs it, and using it is an error
+  const tree = new Parser(new Lexer(expression).lex().tokens, contexts.pairs().map(pair => pair.key), functions).parse();
+  return new Evaluator(tree, contexts, new Map(functions.map(item => [item.name, item]))).evaluate();
+}
+
+function evaluate({ tree, contexts: json, status, as }) {
+  const contexts = JSON.parse(JSON.stringify(json), reviver);
+  const literal = value => JSON.parse(JSON.stringify(value), reviver);
+  const leaf = value => {
+    if (as === "condition") return truthy(value);
+    if (as === "text") return value.coerceString();
+    return JSON.parse(JSON.stringify(value, replacer));
+  };
+  const walk = node => {
+    if (Array.isArray(node)) return node.map(walk);
+    if (node === null || typeof node !== "object") return leaf(literal(node));
+    if ("$expression" in node) return leaf(evaluateOne(node.$expression, contexts, status));
+    return Object.fromEntries(Object.entries(node).map(([key, value]) => [key, walk(value)]));
+  };
+  return { value: walk(tree) };
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const request = JSON.parse(line);
+  let answer;
+  try {
+    answer = request.parse ? await parse(request.parse) : evaluate(request.evaluate);
+  } catch (error) {
+    answer = { error: String(error.message ?? error), errors: [String(error.message ?? error)] };
+  }
+  process.stdout.write(`${JSON.stringify(answer)}\n`);
+}
