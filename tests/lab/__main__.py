@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 
 from lab.image import say
@@ -59,7 +60,7 @@ def on(arguments: argparse.Namespace) -> int:
         if machine.is_on:
             say(f"{machine.name} is on already")
             return 2
-        machine.boot()
+        machine.boot(wait="multi-user.target")
         return 0
     if not machine.is_on:
         say(f"{machine.name} is off: ./dev lab boot {machine.name}")
@@ -69,7 +70,7 @@ def on(arguments: argparse.Namespace) -> int:
         return 0
     command = ["sh", "-c", " ".join(arguments.words)] if arguments.words else ["bash", "-l"]
     argv = machine.argv()
-    os.execvp(argv[0], [*argv, f"TERM={os.environ.get('TERM', 'dumb')}", *command])
+    return subprocess.call([*argv, f"TERM={os.environ.get('TERM', 'dumb')}", *command])
 
 
 def main() -> int:

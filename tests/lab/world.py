@@ -21,6 +21,7 @@ import signal
 import subprocess
 import tempfile
 import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -85,6 +86,9 @@ def end_leftover(directory: Path) -> None:
             command = Path(f"/proc/{pid}/cmdline").read_text()
             if str(directory / "root") in command or root == str(directory / "root"):
                 os.kill(pid, signal.SIGKILL)
+                end = time.monotonic() + 10
+                while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+                    time.sleep(0.02)
 
 
 def unmount(directory: Path) -> None:
