@@ -70,21 +70,19 @@ def reap() -> None:
             if dead:
                 network = Network(directory.name)
                 for path in directory.glob("machines/*"):
-                    end_leftover(path)
+                    end_leftover(path, directory.name)
                     Machine(path.name, 0, [], path, network).remove_cgroups()
                 network.down()
                 unmount(directory)
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-def end_leftover(directory: Path) -> None:
+def end_leftover(directory: Path, lab_id: str) -> None:
     """Kill a machine whose lab has died, if its processes are still those."""
     for name in ("pid", "leader"):
         with contextlib.suppress(OSError, ValueError):
             pid = int((directory / name).read_text())
-            root = os.readlink(f"/proc/{pid}/root")
-            command = Path(f"/proc/{pid}/cmdline").read_text()
-            if str(directory / "root") in command or root == str(directory / "root"):
+            if f"/{lab_id}-{directory.name}" in Path(f"/proc/{pid}/cgroup").read_text():
                 os.kill(pid, signal.SIGKILL)
                 end = time.monotonic() + 10
                 while Path(f"/proc/{pid}").exists() and time.monotonic() < end:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEPLOY_INI, SCRIPT, App
+
+from small_app import DEPLOY_INI, SCRIPT, App
 
 
 def one_line(log: str) -> str:

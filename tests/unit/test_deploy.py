@@ -9,7 +9,8 @@ import subprocess
 import time
 
 import pytest
-from conftest import DEPLOY_INI, SCRIPT, App
+
+from small_app import DEPLOY_INI, SCRIPT, App
 
 
 def test_first_deploy_runs_every_step_that_applies(app: App) -> None:
