@@ -20,7 +20,7 @@ def execute(
     cwd: Path,
     line: Callable[[str], None],
     stop: Callable[[], bool],
-    grace: tuple[float, float],
+    grace: Callable[[], tuple[float, float]],
 ) -> tuple[int, bool]:
     """Run `command` until it ends or `stop()` is true; the exit code, and whether it had to be stopped."""
     process = subprocess.Popen(
@@ -42,7 +42,7 @@ def execute(
         while process.poll() is None:
             if stop():
                 stopped = True
-                _end(process, grace)
+                _end(process, grace())
             else:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.05)
@@ -68,11 +68,12 @@ def _end(process: subprocess.Popen[bytes], grace: tuple[float, float]) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL to a process of ours and all its children."""
-    for child in _children(pid):
-        kill_tree(child)
+    """SIGKILL to a process of ours and all its children, itself first, so that it starts no more of them."""
+    children = _children(pid)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+    for child in children:
+        kill_tree(child)
 
 
 def _children(pid: int) -> list[int]:

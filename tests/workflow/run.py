@@ -425,6 +425,8 @@ class _JobRunner:
         }
         self.contexts = {**run.contexts(), "needs": needs}
         self.fail_fast = threading.Event()
+        # A job that runs although the run was cancelled before (its `if` says always()) runs to its end.
+        self.outlives_cancel = run.is_cancelled
 
     def run(self) -> None:
         if not expressions.evaluate(self.spec["if"], self.contexts, self._status(), "condition"):
@@ -570,7 +572,8 @@ class _LegRunner:
 
     def _stop_reason(self) -> str:
         """Why this leg is to end, if it is."""
-        if self.run_.is_cancelled or self.job.fail_fast.is_set():
+        cancelled = self.run_.is_cancelled and not self.job.outlives_cancel
+        if cancelled or self.run_.is_killed or self.job.fail_fast.is_set():
             return "cancelled"
         return "time" if self.deadline and time.monotonic() > self.deadline else ""
 
@@ -605,7 +608,8 @@ class _LegRunner:
     def _step_name(self, spec: Mapping[str, Any], env: Mapping[str, str]) -> str:
         if "name" in spec:
             return str(self.evaluate(spec["name"], "text", env=env))
-        return f"Run {spec['uses']}" if "uses" in spec else "Run " + str(spec["run"]).partition("\n")[0]
+        what = str(self.evaluate(spec.get("uses", spec.get("run")), "text", env=env))
+        return "Run " + what.strip().partition("\n")[0]
 
     def _wanted(self, spec: Mapping[str, Any], env: Mapping[str, str]) -> bool:
         return bool(self.evaluate(spec["if"], "condition", env=env))
@@ -662,7 +666,7 @@ class _LegRunner:
             self.leg.workspace / str(self._default(spec, "working-directory")),
             output.line,
             stop,
-            (0, 0) if self.run_.is_killed else self.run_.grace,
+            lambda: (0, 0) if self.run_.is_killed else self.run_.grace,
         )
         step.exit_code = code
         step.outcome = "success" if code == 0 and not output.failed else "failure"

@@ -14,6 +14,7 @@ const packages = join(process.env.DEPLOY_MACHINE_NODE_MODULES, "@actions");
 const load = path => import(pathToFileURL(join(packages, path)).href);
 const { convertWorkflowTemplate, NoOperationTraceWriter, parseWorkflow, ...token } = await load("workflow-parser/dist/index.js");
 const { data, Evaluator, Lexer, Parser } = await load("expressions/dist/index.js");
+const { TokenType } = await load("expressions/dist/lexer.js");
 const { reviver } = await load("expressions/dist/data/reviver.js");
 const { replacer } = await load("expressions/dist/data/replacer.js");
 const { truthy } = await load("expressions/dist/result.js");
@@ -50,11 +51,20 @@ async function parse({ name, text }) {
   return { errors: [], workflow };
 }
 
+function lex(expression) {
+  const { tokens } = new Lexer(expression).lex();
+  for (const one of tokens) {
+    // In a string '' stands for a quote; this lexer (unlike the runner's) replaces only the first one.
+    if (one.type === TokenType.STRING) one.value = one.lexeme.slice(1, -1).replaceAll("''", "'");
+  }
+  return tokens;
+}
+
 function evaluateOne(expression, contexts, status) {
   const functions = ["success", "failure", "always", "cancelled"].map(name => ({
     name, minArgs: 0, maxArgs: 0, call: () => new data.BooleanData(status[name]),
   })); // hashFiles is not here: none of the workflows needs it, and using it is an error
-  const tree = new Parser(new Lexer(expression).lex().tokens, contexts.pairs().map(pair => pair.key), functions).parse();
+  const tree = new Parser(lex(expression), contexts.pairs().map(pair => pair.key), functions).parse();
   return new Evaluator(tree, contexts, new Map(functions.map(item => [item.name, item]))).evaluate();
 }
 

@@ -1,0 +1,740 @@
+"""The executor of workflow files itself, and cd.yml with stand-ins for the two scripts that it calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small_app import App
+from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push, run_workflow
+from workflow.commands import Masker, parse_command, read_pairs
+from workflow.matrix import combinations
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / ".github" / "workflows"
+SHA = "1" * 40
+
+Execute = Callable[..., Run]
+
+
+@pytest.fixture
+def execute(tmp_path: Path) -> Execute:
+    """Run a workflow of which only the jobs are given."""
+    count = iter(range(100))
+
+    def execute(jobs: str, *, head: str = "on: push", start: bool = False, **options: Any) -> Run:
+        number = next(count)
+        file = tmp_path / f"workflow-{number}.yml"
+        jobs = textwrap.dedent(jobs)
+        file.write_text(f"{textwrap.dedent(head)}\njobs:\n{textwrap.indent(jobs, '  ')}")
+        options = {"event": push(SHA), "workdir": tmp_path / f"run-{number}", "grace": (0.3, 0.3), **options}
+        run = Run(file, options.pop("event"), **options)
+        return run.start() if start else run.start().wait(30)
+
+    return execute
+
+
+def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+
+
+# One job
+
+
+def test_a_step_runs_in_bash_as_github_calls_it(execute: Execute) -> None:
+    run = execute("""\
+        a:
+          runs-on: ubuntu-24.04
+          steps:
+            - run: echo "$- $SHELLOPTS $0"
+            - run: echo "$- $SHELLOPTS"; false | true
+              shell: bash
+        """)
+    plain, strict = run.leg("a").log.split("##[group]")[1:]
+    assert "pipefail" not in plain
+    assert "errexit" in plain
+    assert "pipefail" in strict
+    assert run.conclusion == "failure"
+    assert [step.exit_code for step in run.leg("a").steps] == [0, 1]
+    assert [one.message for one in run.annotations] == ["Process completed with exit code 1."]
+
+
+def test_after_a_failure_only_those_steps_run_that_ask_for_it(execute: Execute) -> None:
+    run = execute("""\
+        a:
+          runs-on: ubuntu-24.04
+          steps:
+            - {name: one, run: exit 3}
+            - {name: two, run: "true"}
+            - {name: three, if: failure(), run: "true"}
+            - {name: four, if: always(), run: "true"}
+            - {name: five, if: cancelled(), run: "true"}
+            - {name: six, if: "github.event_name == 'push'", run: "true"}
+        """)
+    assert [step.outcome for step in run.leg("a").steps] == ["failure", "skipped", "success", "success"] + 2 * [
+        "skipped"
+    ]
+    assert run.conclusion == "failure"
+
+
+def test_a_step_may_fail_under_continue_on_error(execute: Execute) -> None:
+    run = execute("""\
+        a:
+          runs-on: ubuntu-24.04
+          steps:
+            - {id: one, run: exit 3, continue-on-error: true}
+            - run: echo "${{ steps.one.outcome }} ${{ steps.one.conclusion }}"
+        """)
+    assert "failure success" in run.leg("a").log
+    assert run.conclusion == "success"
+
+
+def test_environment_and_files_pass_from_step_to_step(execute: Execute) -> None:
+    run = execute(
+        """\
+        a:
+          runs-on: ubuntu-24.04
+          env: {LEVEL: job, B: "${{ vars.COLOUR }}-1", N: 7, YES: true}
+          steps:
+            - run: echo "$LEVEL $A $B $N $YES $GITHUB_SHA $GITHUB_REF_NAME ${UNKNOWN-unset}"
+              env: {LEVEL: step}
+            - id: out
+              run: |
+                echo "LATER=a=b" >>"$GITHUB_ENV"
+                echo "$RUNNER_TEMP" >>"$GITHUB_PATH"
+                printf '#!/bin/sh\\necho found\\n' >"$RUNNER_TEMP/tool"; chmod +x "$RUNNER_TEMP/tool"
+                printf 'one=1\\ntwo<<E\\nx\\ny\\nE\\n' >>"$GITHUB_OUTPUT"
+                echo "::set-output name=old::still"
+                echo "## Title" >>"$GITHUB_STEP_SUMMARY"
+            - run: tool; echo "$LATER ${{ env.LATER }}"
+            - run: echo '${{ toJSON(steps.out.outputs) }}'
+        """,
+        head="on: push\nenv: {LEVEL: workflow, A: x}",
+        variables={"COLOUR": "red"},
+        environ={"NPM": "1"},
+    )
+    log = run.leg("a").log
+    assert f"step x red-1 7 true {SHA} main unset" in log
+    assert "found\na=b a=b\n" in log
+    assert run.leg("a").steps[1].outputs == {"one": "1", "two": "x\ny", "old": "still"}
+    assert run.summary == "## Title\n"
+
+
+def test_our_own_environment_does_not_leak_into_steps(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEAK", "leaked")
+    run = execute("a: {runs-on: x, steps: [{run: 'echo ${LEAK-none} $HOME'}]}")
+    assert f"none {run.leg('a').directory}/home" in run.leg("a").log
+
+
+def test_a_wrong_output_file_fails_the_step(execute: Execute) -> None:
+    run = execute("a: {runs-on: x, steps: [{run: 'echo nonsense >>$GITHUB_OUTPUT'}]}")
+    assert run.conclusion == "failure"
+    assert "Invalid format 'nonsense'" in run.annotations[0].message
+
+
+def test_steps_run_behind_the_prefix_command(execute: Execute) -> None:
+    run = execute("a: {runs-on: x, steps: [{run: 'echo in $WRAPPED'}]}", wrap=["env", "WRAPPED=wraps"])
+    assert "in wraps" in run.leg("a").log
+
+
+# Secrets and workflow commands
+
+
+def test_secrets_are_hidden_in_log_annotations_and_summary(execute: Execute) -> None:
+    run = execute(
+        """\
+        a:
+          runs-on: ubuntu-24.04
+          steps:
+            - env: {KEY: "${{ secrets.KEY }}"}
+              run: |
+                echo "$KEY"
+                printf %s "${KEY%%$'\\n'*}" | base64
+                echo "::error title=about second line::it is first line"
+                echo "first line" >>"$GITHUB_STEP_SUMMARY"
+                echo "::add-mask::later"
+                echo "and later"
+        """,
+        secrets={"KEY": "first line\nsecond line\n", "EMPTY": ""},
+    )
+    leg = run.leg("a")
+    for text in (leg.log, run.summary, *(one.message + one.title for one in run.annotations)):
+        assert not any(word in text for word in ("first", "second", "later", "Zmlyc3Q"))
+    assert "and ***" in leg.log
+    assert "first line" in leg.unmasked_log
+    assert run.annotations[0].title == "about ***"
+
+
+def test_an_output_in_which_a_secret_occurs_is_dropped(execute: Execute) -> None:
+    run = execute(
+        """\
+        a:
+          runs-on: ubuntu-24.04
+          outputs:
+            plain: ${{ steps.one.outputs.plain }}
+            hex: ${{ steps.one.outputs.hex }}
+            empty: ${{ steps.one.outputs.none }}
+          steps:
+            - id: one
+              run: |
+                echo 'plain={"outcome":"deployed"}' >>"$GITHUB_OUTPUT"
+                echo "hex=$(printf deployed | od -An -tx1 | tr -d ' ')" >>"$GITHUB_OUTPUT"
+        b:
+          needs: a
+          runs-on: ubuntu-24.04
+          steps: [{run: "echo '${{ toJSON(needs.a) }}'"}]
+        """,
+        secrets={"USER": "deploy"},
+    )
+    assert run.jobs["a"].outputs == {"hex": "6465706c6f796564"}
+    assert run.leg("a").dropped == ["plain"]
+    assert "6465706c6f796564" in run.leg("b").log
+    assert "plain" not in run.leg("b").log
+
+
+def test_annotations_and_their_limits(execute: Execute) -> None:
+    run = execute("""\
+        a:
+          runs-on: ubuntu-24.04
+          steps:
+            - run: |
+                echo "  ::error title=A%3A b,file=x.py::100%25%0Atwo lines"
+                for i in $(seq 12); do echo "::warning::number $i" >&2; done
+                echo "##[notice]old form"
+                echo "::notice::$(printf '%05000d' 1)"
+                echo "text ::error::not at the start"
+        """)
+    error = run.annotations[0]
+    assert (error.level, error.title, error.file, error.message) == ("error", "A: b", "x.py", "100%\ntwo lines")
+    assert len(run.leg("a").messages("warning")) == 10
+    assert [len(message) for message in run.leg("a").messages("notice")] == [8, 4096]
+    assert "text ::error::not at the start" in run.leg("a").log
+    assert len(run.leg("a").messages("error")) == 1
+
+
+def test_stopped_commands_are_only_text(execute: Execute) -> None:
+    run = execute("""\
+        a:
+          runs-on: ubuntu-24.04
+          steps:
+            - id: one
+              run: |
+                echo "::stop-commands::t0ken"
+                echo "::error::no"; echo "::set-output name=x::y"; echo "::add-mask::visible"; echo "##[error]no"
+                echo "visible"
+                echo "::t0ken::"
+                echo "::warning::yes"
+            - run: echo "::error::each step begins anew"
+        """)
+    assert [one.message for one in run.annotations] == ["yes", "each step begins anew"]
+    assert run.leg("a").steps[0].outputs == {}
+    assert "\nvisible\n" in run.leg("a").log
+
+
+def test_commands_that_github_has_forbidden_fail_the_step(execute: Execute) -> None:
+    run = execute("a: {runs-on: x, steps: [{run: 'echo ::set-env name=A::b'}, {run: 'true'}]}")
+    assert run.conclusion == "failure"
+    assert "disabled" in run.annotations[0].message
+
+
+def test_parsing_of_commands_masks_and_files() -> None:
+    assert parse_command("::nothing::x") is None
+    assert parse_command("::error") is None
+    assert parse_command("::error::a::b").value == "a::b"  # type: ignore[union-attr]
+    assert Masker(["abc", "abcdef"]).mask("xabcdefx abc") == "x***x ***"
+    assert Masker([""]).mask("text") == "text"
+    assert read_pairs("a=b<<c\nd<<E\n1\nE\n") == {"a": "b<<c", "d": "1"}
+    with pytest.raises(ValueError, match="delimiter"):
+        read_pairs("a<<E\nx\n")
+
+
+# Several jobs
+
+
+def test_needs_outputs_and_conditions_between_jobs(execute: Execute) -> None:
+    run = execute("""\
+        a:
+          runs-on: x
+          outputs: {word: "${{ steps.one.outputs.word }}"}
+          steps: [{id: one, run: "echo word=hello >>$GITHUB_OUTPUT"}, {run: exit 1}]
+        after: {needs: a, runs-on: x, steps: [{run: "true"}]}
+        later: {needs: [after], runs-on: x, steps: [{run: "true"}]}
+        failed: {needs: after, if: failure(), runs-on: x, steps: [{run: "true"}]}
+        report:
+          needs: [a, after]
+          if: always()
+          runs-on: x
+          steps: [{run: "echo ${{ needs.a.outputs.word }} ${{ needs.a.result }} ${{ needs.after.result }}"}]
+        alone: {runs-on: x, steps: [{run: "true"}]}
+        """)
+    results = {name: job.result for name, job in run.jobs.items()}
+    assert results == {
+        "a": "failure", "after": "skipped", "later": "skipped", "failed": "success", "report": "success",
+        "alone": "success",
+    }  # fmt: skip
+    assert "hello failure skipped" in run.leg("report").log
+    assert run.conclusion == "failure"
+
+
+def test_continue_on_error_makes_a_red_leg_count_as_success(execute: Execute) -> None:
+    run = execute("""\
+        a:
+          runs-on: x
+          continue-on-error: true
+          steps: [{run: exit 1}]
+        b: {needs: a, runs-on: x, steps: [{run: "echo result=${{ needs.a.result }}"}]}
+        """)
+    assert run.leg("a").conclusion == "failure"
+    assert run.jobs["a"].result == "success"
+    assert "result=success" in run.leg("b").log
+    assert run.conclusion == "success"
+
+
+def test_legs_run_at_the_same_time_and_their_outputs_merge_by_key(execute: Execute, tmp_path: Path) -> None:
+    # Each leg waits for the other's file: one after the other they would never end.
+    run = execute(
+        f"""\
+        a:
+          name: Leg ${{{{ matrix.machine }}}}
+          runs-on: x
+          timeout-minutes: 1
+          strategy:
+            fail-fast: false
+            matrix:
+              include: [{{machine: one, other: two}}, {{machine: two, other: one}}]
+          outputs:
+            one: ${{{{ steps.push.outputs.one }}}}
+            two: ${{{{ steps.push.outputs.two }}}}
+          steps:
+            - id: push
+              env: {{MACHINE: "${{{{ matrix.machine }}}}", OTHER: "${{{{ matrix.other }}}}"}}
+              run: |
+                echo "$MACHINE=done" >>"$GITHUB_OUTPUT"
+                touch "{tmp_path}/$MACHINE"
+                until [ -e "{tmp_path}/$OTHER" ]; do sleep 0.02; done
+        """,
+        minute=10,
+    )
+    assert run.conclusion == "success"
+    assert run.jobs["a"].outputs == {"one": "done", "two": "done"}
+    assert [leg.name for leg in run.legs] == ["Leg one", "Leg two"]
+    assert run.leg("a", machine="two").green
+
+
+def test_fail_fast_ends_the_other_legs(execute: Execute) -> None:
+    jobs = """\
+        a:
+          runs-on: x
+          strategy: {fail-fast: %s, matrix: {code: [0, 1]}}
+          steps: [{run: "sleep 0.3; [ ${{ matrix.code }} = 0 ] && sleep 0.7"}]
+        """
+    assert [leg.conclusion for leg in execute(jobs % "true").legs] == ["cancelled", "failure"]
+    assert [leg.conclusion for leg in execute(jobs % "false").legs] == ["success", "failure"]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ({"a": [1, 2], "b": ["x"]}, [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]),
+        ({"a": [1, 2], "exclude": [{"a": 1}]}, [{"a": 2}]),
+        ({"include": [{"m": "one"}, {"m": "two"}]}, [{"m": "one"}, {"m": "two"}]),
+        ({"a": [1, 2], "include": [{"a": 1, "c": 3}, {"a": 9}]}, [{"a": 1, "c": 3}, {"a": 2}, {"a": 9}]),
+        ({"a": [1], "include": [{"c": 1}, {"c": 2}]}, [{"a": 1, "c": 2}]),
+    ],
+)
+def test_combinations_of_a_matrix(matrix: Mapping[str, Any], expected: list[dict[str, Any]]) -> None:
+    assert combinations(matrix) == expected
+
+
+# Time limits and cancelling
+
+
+def test_a_step_over_its_time_fails_and_its_job_goes_on(execute: Execute) -> None:
+    run = execute(
+        """\
+        a:
+          runs-on: x
+          outputs: {told: "${{ steps.slow.outputs.told }}"}
+          steps:
+            - id: slow
+              timeout-minutes: 1
+              run: |
+                echo told=yes >>"$GITHUB_OUTPUT"
+                exec sleep 30
+            - {if: failure(), run: echo cleaned up}
+        """,
+        minute=0.3,
+    )
+    assert run.leg("a").steps[0].outcome == "failure"
+    assert "has timed out after 1 minutes" in run.annotations[0].message
+    assert "cleaned up" in run.leg("a").log
+    assert run.jobs["a"].outputs == {"told": "yes"}
+    assert run.ended - run.started < 5
+
+
+def test_a_job_over_its_time_is_cancelled(execute: Execute) -> None:
+    run = execute(
+        """\
+        a: {runs-on: x, timeout-minutes: 1, steps: [{run: exec sleep 30}, {run: "true"}]}
+        b: {needs: a, if: always(), runs-on: x, steps: [{run: "echo ${{ needs.a.result }}"}]}
+        """,
+        minute=0.3,
+    )
+    assert [step.outcome for step in run.leg("a").steps] == ["cancelled", "skipped"]
+    assert "exceeded the maximum execution time of 1 minutes" in run.leg("a").log
+    assert run.conclusion == "cancelled"
+    assert "cancelled" in run.leg("b").log
+
+
+def test_cancelling_signals_the_process_of_the_step_alone(execute: Execute) -> None:
+    """SIGINT, then SIGTERM go to bash and not to its children; at the job's end what is left is killed."""
+    run = execute(
+        """\
+        deploy:
+          runs-on: x
+          steps:
+            - run: |
+                trap 'echo got int' INT; trap 'echo got term; exit 7' TERM
+                forever() { while :; do sleep 0.1; done; }
+                (trap 'echo child got int' INT; trap 'echo child got term' TERM; echo child; forever) &
+                echo "pid=$!"; forever
+            - {if: always(), run: echo always}
+            - {if: success(), run: echo success}
+            - {if: cancelled(), run: echo cancelled}
+        other: {needs: deploy, runs-on: x, steps: [{run: "true"}]}
+        report: {needs: deploy, if: always(), runs-on: x, steps: [{run: "true"}]}
+        """,
+        start=True,
+    )
+    until(lambda: run.legs and "pid=" in run.legs[0].log and "\nchild\n" in run.legs[0].log)
+    run.cancel()
+    run.wait(30)
+    log = run.leg("deploy").log
+    assert log.index("got int") < log.index("got term")
+    assert "child got" not in log
+    assert [step.outcome for step in run.leg("deploy").steps] == ["cancelled", "success", "skipped", "success"]
+    assert "Terminate orphan process: bash" in log
+    child = int(log.split("pid=")[1].split()[0])
+    until(lambda: not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text())
+    assert {name: job.result for name, job in run.jobs.items()} == {
+        "deploy": "cancelled", "other": "cancelled", "report": "success",
+    }  # fmt: skip
+    assert run.conclusion == "cancelled"
+
+
+def test_a_process_that_ignores_signals_is_killed_with_its_children(execute: Execute) -> None:
+    run = execute(
+        "a: {runs-on: x, timeout-minutes: 1, steps: [{run: 'trap \"\" INT TERM; echo $$; sleep 30; sleep 30'}]}",
+        minute=0.3,
+    )
+    assert run.leg("a").steps[0].exit_code == -signal.SIGKILL
+
+
+def test_an_interrupted_wait_leaves_no_process(execute: Execute) -> None:
+    run = execute("a: {runs-on: x, steps: [{run: 'echo pid=$$; exec sleep 30'}]}", start=True)
+    until(lambda: run.legs and "\npid=" in run.legs[0].log)
+    with pytest.raises(TimeoutError):
+        run.wait(0.1)
+    pid = int(run.legs[0].log.split("\npid=")[1].split()[0])
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_of_the_runs_that_wait_in_a_group_only_the_newest_stays(execute: Execute, tmp_path: Path) -> None:
+    group, go = Concurrency(), tmp_path / "go"
+    jobs = f"a: {{runs-on: x, steps: [{{run: 'until [ -e {go} ]; do sleep 0.02; done'}}]}}"
+    options: dict[str, Any] = {"head": "on: push\nconcurrency: deploy", "concurrency": group, "start": True}
+    first = execute(jobs, **options)
+    until(lambda: first.legs)
+    second = execute(jobs, **options)
+    until(lambda: group._waiting.get("deploy") is second)
+    third = execute(jobs, **options)
+    until(lambda: second.is_over)
+    assert second.conclusion == "cancelled"
+    assert not third.legs
+    go.touch()
+    assert first.wait(10).conclusion == "success"
+    assert third.wait(10).conclusion == "success"
+    assert third.leg("a").started >= first.leg("a").ended
+
+
+# What is refused
+
+
+def test_what_github_refuses_is_refused(execute: Execute) -> None:
+    with pytest.raises(WorkflowError, match="Unrecognized named-value: 'secrets'"):
+        execute("a: {runs-on: x, steps: [{if: secrets.A, run: 'true'}]}")
+    with pytest.raises(WorkflowError, match="does not start"):
+        execute(
+            "a: {runs-on: x, steps: [{run: 'true'}]}", head="on: {push: {branches: [main]}}", event=push(SHA, "dev")
+        )
+    with pytest.raises(WorkflowError, match="allowed values"):
+        head = "on: {workflow_dispatch: {inputs: {machine: {type: choice, options: [all]}}}}"
+        execute("a: {runs-on: x, steps: [{run: 'true'}]}", head=head, event=dispatch(SHA, machine="other"))
+
+
+def test_what_is_not_executed_here_is_refused(execute: Execute) -> None:
+    with pytest.raises(Unsupported, match="container"):
+        execute("a: {runs-on: x, container: y, steps: [{run: 'true'}]}")
+    with pytest.raises(Unsupported, match="actions/cache"):
+        execute("a: {runs-on: x, steps: [{uses: actions/cache@v4}]}")
+    with pytest.raises(Unsupported, match="python"):
+        execute("a: {runs-on: x, steps: [{run: 'true', shell: python}]}")
+
+
+# Checkout
+
+
+def test_checkout_fetches_the_commit_of_the_event(execute: Execute, app: App) -> None:
+    first = app.git("rev-parse", "HEAD")
+    app.commit({"a": "2\n"}, "second")
+    event = push(app.commit({"a": "3\n"}, "third"))
+    app.commit({"a": "4\n"}, "fourth")
+    jobs = """\
+        a:
+          runs-on: x
+          steps:
+            - uses: actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1
+              with: {persist-credentials: false, fetch-depth: %s}
+            - run: cat a; git log --format=%%s; git branch --show-current; git rev-list --all | wc -l
+        """
+    shallow = execute(jobs % 1, event=event, repository=str(app.origin)).leg("a").log
+    assert "\n3\nthird\nmain\n1\n" in shallow
+    whole = execute(jobs % 0, event=event, repository=str(app.origin)).leg("a").log
+    assert "\n3\nthird\nsecond\nfirst\nmain\n3\n" in whole
+    missing = execute(jobs % 1, event=push("f" * 40), repository=str(app.origin))
+    assert missing.conclusion == "failure"
+    assert first != event.sha
+
+
+# cd.yml
+
+PUSH = """\
+import json, os, pathlib, sys
+machine = sys.argv[sys.argv.index("--machine") + 1]
+names = [name for name in os.environ if name.startswith("DEPLOY_") or name.endswith(("_HOST", "_USER"))]
+pathlib.Path("seen.json").write_text(json.dumps({"arguments": sys.argv[1:], "env": {n: os.environ[n] for n in names}}))
+code, outcome = json.loads(pathlib.Path("outcomes.json").read_text()).get(machine, [0, "deployed"])
+if outcome:
+    with open(os.environ["GITHUB_OUTPUT"], "a") as file:
+        file.write(f"{machine}={json.dumps({'outcome': outcome}).encode().hex()}\\n")
+sys.exit(code)
+"""
+REPORT = """\
+import json, os, pathlib, subprocess, sys
+results = json.loads(os.environ["DEPLOY_RESULTS"])
+seen = {name: json.loads(bytes.fromhex(value))["outcome"] for name, value in results.items()}
+commits = subprocess.run(["git", "rev-list", "--count", "HEAD"], capture_output=True, text=True).stdout.strip()
+webhook = os.environ["DEPLOY_WEBHOOK_URL"]
+record = {"arguments": sys.argv[1:], "results": seen, "webhook": webhook, "commits": commits}
+pathlib.Path("seen.json").write_text(json.dumps(record))
+sys.exit(any(outcome not in ("deployed", "offline") for outcome in seen.values()))
+"""
+SECRETS = {
+    "DEPLOY_SSH_KEY": "-----BEGIN KEY-----\nabcdefgh\n-----END KEY-----\n",
+    "DEPLOY_KNOWN_HOSTS": "10.0.0.5 ssh-ed25519 AAAA",
+    "DEPLOY_WEBHOOK_URL": "http://hook.lab/x",
+    "SCHEDULER_HOST": "10.0.0.5",
+    "SCHEDULER_USER": "deploy",
+    "FRONTEND_HOST": "frontend",
+    "FRONTEND_USER": "deploy",
+}
+
+
+class Cd:
+    """cd.yml in a repository in which the two scripts are stand-ins that write down what they get."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.count = 0
+
+    def commit(self, outcomes: Mapping[str, Any], change: Callable[[str], str] = str) -> str:
+        text = change((WORKFLOWS / "cd.yml").read_text())
+        files = {".github/workflows/cd.yml": text, "scripts/push_deploy.py": PUSH, "scripts/report_deploys.py": REPORT}
+        return self.app.commit({**files, "outcomes.json": json.dumps(outcomes)})
+
+    def run(self, outcomes: Mapping[str, Any] | None = None, **inputs: Any) -> Run:
+        sha = self.commit(outcomes or {})
+        return self.start(dispatch(sha, **inputs) if inputs else push(sha))
+
+    def start(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
+        self.count += 1
+        file = self.app.origin / ".github/workflows/cd.yml"
+        workdir = self.app.root.parent / f"run-{self.count}"
+        return run_workflow(file, event, workdir=workdir, repository=str(self.app.origin), secrets=secrets, seconds=30)
+
+
+@pytest.fixture
+def cd(app: App) -> Cd:
+    return Cd(app)
+
+
+def seen(run: Run, job: str, **matrix: str) -> dict[str, Any]:
+    return json.loads((run.leg(job, **matrix).workspace / "seen.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_cd_deploys_a_push_to_every_machine(cd: Cd) -> None:
+    run = cd.run()
+    assert run.conclusion == "success", run.log
+    for machine in ("scheduler", "frontend"):
+        pushed = seen(run, "deploy", machine=machine)
+        assert pushed["arguments"] == ["--machine", machine, "--role", machine, "--contains", run.event.sha]
+        expected = {key: value for key, value in SECRETS.items() if key != "DEPLOY_WEBHOOK_URL"}
+        assert pushed["env"] == expected
+        assert run.leg("deploy", machine=machine).environment == machine
+    report = seen(run, "report")
+    assert report["arguments"] == ["--expect", "scheduler", "frontend"]
+    assert report["results"] == {"scheduler": "deployed", "frontend": "deployed"}
+    assert report["webhook"] == SECRETS["DEPLOY_WEBHOOK_URL"]
+    assert report["commits"] == "2"
+    assert not [leg.dropped for leg in run.legs if leg.dropped]
+
+
+def test_cd_stays_green_with_an_offline_machine_whose_own_leg_is_red(cd: Cd) -> None:
+    run = cd.run({"frontend": [69, "offline"]})
+    assert run.conclusion == "success"
+    assert run.leg("deploy", machine="frontend").conclusion == "failure"
+    assert run.leg("deploy", machine="scheduler").green
+    assert seen(run, "report")["results"] == {"scheduler": "deployed", "frontend": "offline"}
+
+
+@pytest.mark.parametrize("outcome", [[10, "failed"], [1, None]])
+def test_cd_leaves_the_verdict_to_the_report(cd: Cd, outcome: list[Any]) -> None:
+    run = cd.run({"scheduler": outcome})
+    assert run.jobs["deploy"].result == "success"
+    assert run.conclusion == ("failure" if outcome[1] else "success")  # the stand-in does not look at --expect
+    assert run.leg("deploy", machine="frontend").green
+
+
+def test_cd_by_hand_for_one_machine(cd: Cd) -> None:
+    run = cd.run(machine="frontend")
+    assert run.conclusion == "success"
+    assert seen(run, "deploy", machine="frontend")["arguments"][:2] == ["--machine", "frontend"]
+    other = run.leg("deploy", machine="scheduler")
+    assert [step.outcome for step in other.steps] == ["skipped", "skipped"]
+    assert other.environment == ""
+    report = seen(run, "report")
+    assert report["arguments"] == ["--expect", "frontend"]
+    assert report["results"] == {"frontend": "deployed"}
+
+
+def test_cd_by_hand_with_a_commit_and_with_full(cd: Cd) -> None:
+    run = cd.run(machine="all", commit="-abc123; touch x", full=True)
+    assert run.conclusion == "success"
+    for machine in ("scheduler", "frontend"):
+        arguments = seen(run, "deploy", machine=machine)["arguments"]
+        assert arguments == ["--machine", machine, "--role", machine, "--commit=-abc123; touch x", "--full"]
+    assert seen(run, "report")["arguments"] == ["--expect", "scheduler", "frontend"]
+
+
+def test_cd_by_hand_without_choices_is_like_a_push(cd: Cd) -> None:
+    run = cd.start(dispatch(cd.commit({})))
+    arguments = seen(run, "deploy", machine="scheduler")["arguments"]
+    assert arguments == ["--machine", "scheduler", "--role", "scheduler", "--contains", run.event.sha]
+
+
+def test_cd_starts_only_for_main(cd: Cd) -> None:
+    with pytest.raises(WorkflowError, match="does not start on a push to dev"):
+        cd.start(push(cd.commit({}), branch="dev"))
+
+
+def add_a_machine(text: str) -> str:
+    """What the comment at the top of cd.yml says, done by its marks: each place gets the line that it shows."""
+    comment = [line[1:].strip() for line in text.splitlines()[: text.splitlines().index("name: Deploy")]]
+    shown = {"options": "- worker", "include": "- { machine: worker, role: scheduler }"}
+    assert all(any(line.endswith(value) for line in comment) for value in shown.values())
+    result = []
+    for line in text.splitlines():
+        result.append(line)
+        margin = " " * (len(line) - len(line.lstrip()) + 2)
+        if line.startswith("#") or "# (machine)" not in line:
+            continue
+        key = line.split(":")[0].strip()
+        if key in shown:
+            result.append(margin + shown[key])
+        elif key == "outputs":
+            result.append(margin + "worker: ${{ steps.push.outputs.worker }}")
+        elif key == "SCHEDULER_HOST":
+            for name in ("WORKER_HOST", "WORKER_USER"):
+                result.append(f"{margin[2:]}{name}: ${{{{ secrets.{name} }}}}")
+        else:
+            assert key == "EXPECT"
+            result[-1] = line.replace("'scheduler frontend'", "'scheduler frontend worker'")
+    return "\n".join(result) + "\n"
+
+
+def test_cd_with_a_third_machine_as_its_comment_says(cd: Cd) -> None:
+    sha = cd.commit({}, add_a_machine)
+    secrets = {**SECRETS, "WORKER_HOST": "10.0.0.7", "WORKER_USER": "me"}
+    run = cd.start(push(sha), secrets)
+    assert run.conclusion == "success"
+    pushed = seen(run, "deploy", machine="worker")
+    assert pushed["arguments"][:4] == ["--machine", "worker", "--role", "scheduler"]
+    assert (pushed["env"]["WORKER_HOST"], pushed["env"]["WORKER_USER"]) == ("10.0.0.7", "me")
+    report = seen(run, "report")
+    assert report["arguments"] == ["--expect", "scheduler", "frontend", "worker"]
+    assert report["results"] == dict.fromkeys(("scheduler", "frontend", "worker"), "deployed")
+    one = cd.start(dispatch(sha, machine="worker"), secrets)
+    assert seen(one, "report")["results"] == {"worker": "deployed"}
+
+
+def test_cd_promises() -> None:
+    """What section 7 of the contract says of the file and a run cannot show."""
+    workflow = parse(WORKFLOWS / "cd.yml")
+    assert workflow["permissions"] == {"contents": "read"}
+    assert workflow["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
+    assert workflow["on"]["push"] == {"branches": ["main"]}
+    deploy = workflow["jobs"]["deploy"]
+    assert deploy["continue-on-error"] is True
+    assert deploy["strategy"]["fail-fast"] is False
+    assert deploy["steps"][1]["timeout-minutes"] < deploy["timeout-minutes"]
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            assert isinstance(step.get("run", ""), str), "no ${{ }} inside a run"
+            if "uses" in step:
+                assert step["uses"] == "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1"
+                assert step["with"]["persist-credentials"] == "false"
+
+
+# Linters
+
+
+@pytest.mark.parametrize("name", ["cd.yml", "ci.yml"])
+def test_githubs_own_parser_accepts_the_workflow(name: str) -> None:
+    assert parse(WORKFLOWS / name)["jobs"]
+
+
+def test_zizmor_finds_nothing() -> None:
+    zizmor = shutil.which("zizmor")
+    assert zizmor, "zizmor is missing: run ./dev test"
+    done = subprocess.run(
+        [zizmor, "--offline", "--no-progress", "--persona", "pedantic", str(WORKFLOWS)],
+        capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "No findings to report" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["cd.yml", "ci.yml"])
+def test_shellcheck_finds_nothing_in_the_steps(name: str) -> None:
+    shellcheck = shutil.which("shellcheck")
+    assert shellcheck, "shellcheck is missing: run ./dev test"
+    for job in parse(WORKFLOWS / name)["jobs"].values():
+        for step in job["steps"]:
+            if "run" in step:
+                done = subprocess.run(
+                    [shellcheck, "--shell=bash", "-"],
+                    input=step["run"], capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stdout
