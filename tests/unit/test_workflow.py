@@ -37,8 +37,8 @@ def execute(tmp_path: Path) -> Execute:
         jobs = textwrap.dedent(jobs)
         file.write_text(f"{textwrap.dedent(head)}\njobs:\n{textwrap.indent(jobs, '  ')}")
         options = {"event": push(SHA), "workdir": tmp_path / f"run-{number}", "grace": (0.3, 0.3), **options}
-        run = Run(file, options.pop("event"), **options)
-        return run.start() if start else run.start().wait(30)
+        event = options.pop("event")
+        return Run(file, event, **options).start() if start else run_workflow(file, event, seconds=30, **options)
 
     return execute
 
@@ -375,7 +375,7 @@ def test_a_step_over_its_time_fails_and_its_job_goes_on(execute: Execute) -> Non
                 exec sleep 30
             - {if: failure(), run: echo cleaned up}
         """,
-        minute=0.3,
+        minute=1,
     )
     assert run.leg("a").steps[0].outcome == "failure"
     assert "has timed out after 1 minutes" in run.annotations[0].message
@@ -417,6 +417,7 @@ def test_cancelling_signals_the_process_of_the_step_alone(execute: Execute) -> N
         report: {needs: deploy, if: always(), runs-on: x, steps: [{run: "true"}]}
         """,
         start=True,
+        grace=(2, 2),
     )
     until(lambda: run.legs and "pid=" in run.legs[0].log and "\nchild\n" in run.legs[0].log)
     run.cancel()
@@ -521,11 +522,17 @@ def test_checkout_fetches_the_commit_of_the_event(execute: Execute, app: App) ->
 # cd.yml
 
 PUSH = """\
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
 machine = sys.argv[sys.argv.index("--machine") + 1]
 names = [name for name in os.environ if name.startswith("DEPLOY_") or name.endswith(("_HOST", "_USER"))]
 pathlib.Path("seen.json").write_text(json.dumps({"arguments": sys.argv[1:], "env": {n: os.environ[n] for n in names}}))
 code, outcome = json.loads(pathlib.Path("outcomes.json").read_text()).get(machine, [0, "deployed"])
+if outcome == "slow":
+    print("waiting", flush=True)
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        outcome = "lost"
 if outcome:
     with open(os.environ["GITHUB_OUTPUT"], "a") as file:
         file.write(f"{machine}={json.dumps({'outcome': outcome}).encode().hex()}\\n")
@@ -568,11 +575,14 @@ class Cd:
         sha = self.commit(outcomes or {})
         return self.start(dispatch(sha, **inputs) if inputs else push(sha))
 
-    def start(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
+    def begin(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
         self.count += 1
         file = self.app.origin / ".github/workflows/cd.yml"
         workdir = self.app.root.parent / f"run-{self.count}"
-        return run_workflow(file, event, workdir=workdir, repository=str(self.app.origin), secrets=secrets, seconds=30)
+        return Run(file, event, workdir=workdir, repository=str(self.app.origin), secrets=secrets).start()
+
+    def start(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
+        return self.begin(event, secrets).wait(30)
 
 
 @pytest.fixture
@@ -615,6 +625,17 @@ def test_cd_leaves_the_verdict_to_the_report(cd: Cd, outcome: list[Any]) -> None
     assert run.jobs["deploy"].result == "success"
     assert run.conclusion == ("failure" if outcome[1] else "success")  # the stand-in does not look at --expect
     assert run.leg("deploy", machine="frontend").green
+
+
+def test_cd_when_cancelled_lets_the_push_say_what_became_of_it(cd: Cd) -> None:
+    """GitHub signals the step's own process alone: it must be push_deploy.py, not a shell around it."""
+    run = cd.begin(push(cd.commit({"frontend": [1, "slow"]})))
+    until(lambda: any("waiting" in leg.log for leg in run.legs) and run.leg("deploy", machine="scheduler").green)
+    run.cancel()
+    run.wait(30)
+    assert run.leg("deploy", machine="frontend").conclusion == "cancelled"
+    assert seen(run, "report")["results"] == {"scheduler": "deployed", "frontend": "lost"}
+    assert run.conclusion != "success"
 
 
 def test_cd_by_hand_for_one_machine(cd: Cd) -> None:
