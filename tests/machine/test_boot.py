@@ -307,6 +307,70 @@ def test_turned_off_for_one_boot(world: World) -> None:
     assert frontend.show(UNIT, "ConditionResult") == "no"
 
 
+def test_a_boot_can_be_rehearsed(world: World) -> None:
+    frontend = world.boot("frontend")
+    newest = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    frontend.run("systemctl", "restart", UNIT, timeout=60)
+    assert frontend.wait_for_startup() == "exited"
+    assert frontend.health() == {"status": 200, "commit": newest}
+
+
+def test_a_single_machine_with_both_roles_catches_up(world: World) -> None:
+    scheduler = world.boot("scheduler")
+    assert world.set_up("scheduler", roles=["scheduler", "frontend"]).returncode == 0
+    site = scheduler.root / "etc/nginx/sites-enabled"
+    (site / "default").unlink()
+    (site / "board.conf").write_text((world.clone / "deploy/nginx/board.conf").read_text())
+    world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    assert scheduler.deploy().outcome == "deployed"
+    scheduler.run("systemctl", "enable", "nginx.service")
+    scheduler.shut_down()
+    newest = world.commit(world.edit("board/views.py", "[:40]", "[:30]"))
+    scheduler.boot(wait="")
+    assert first_answers(scheduler) == [newest] * 3
+    assert scheduler.wait_for_startup() == "exited"
+    assert scheduler.out("cat /proc/$(systemctl show -p MainPID --value scheduler.service)/cwd/REVISION") == newest
+
+
+def test_names_that_do_not_resolve_yet(world: World) -> None:
+    frontend = off(world)
+    newest = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    hosts = frontend.root / "etc/hosts"
+    complete = hosts.read_text()
+    hosts.write_text(complete.replace("git.lab", "later.lab"))
+    frontend.boot(wait="")
+    frontend.wait_until(lambda: "git.lab" in frontend.show(UNIT, "StatusText"), "no status", 30)
+    time.sleep(4)
+    hosts.write_text(complete)
+    assert first_answers(frontend)[0] == newest
+    assert frontend.wait_for_startup() == "exited"
+
+
+def test_a_boot_that_takes_too_long_lets_the_services_start(world: World) -> None:
+    frontend = off(world)
+    old = (frontend.root / "srv/app/current/REVISION").read_text().strip()
+    configure(frontend, boot_timeout=4)
+    newest = world.commit({"board/migrations/0002_wait.py": MIGRATION_THAT_WAITS.replace("sleep(1)", "sleep(15)")})
+    frontend.boot(wait="nginx.service")
+    assert started(frontend, "nginx.service") < 8
+    assert first_answers(frontend)[0] == old
+    assert frontend.wait_for_startup() == "exited"
+    assert frontend.health() == {"status": 200, "commit": newest}
+
+
+def test_a_crash_loop_backs_off(world: World) -> None:
+    scheduler = world.boot("scheduler")
+    command = scheduler.root / scheduler.out("readlink -f /srv/app/current").lstrip("/")
+    path = command / "board/management/commands/run_scheduler.py"
+    path.write_text("raise SystemExit(1)\n")
+    scheduler.run("systemctl", "restart", "scheduler.service", check=False)
+    time.sleep(12)
+    restarts = int(scheduler.show("scheduler.service", "NRestarts"))
+    assert 1 <= restarts <= 3, "at most one every five seconds"
+    assert scheduler.show("scheduler.service", "ActiveState") in ("activating", "active"), "and it never gives up"
+    scheduler.run("systemctl", "stop", "scheduler.service")
+
+
 def test_the_scheduler_comes_back_and_ends_cleanly(world: World) -> None:
     scheduler = world.boot("scheduler")
     pid = scheduler.show("scheduler.service", "MainPID")

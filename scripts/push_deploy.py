@@ -1,0 +1,625 @@
+#!/usr/bin/env python3
+"""On the CI runner: deploy to one machine over ssh, and say what became of it.
+
+One ssh connection carries deploy_machine.py to the machine and runs it there; its log streams
+into this one's. What happened is told in four ways: a line and an annotation for people, the exit
+code, and for the report a line `NAME=<the result as JSON, in hex>` in $GITHUB_OUTPUT.
+
+  offline   the machine does not answer (off, or out of reach): exit 69. Not a failure.
+  failed    it cannot be used as configured (key, host key, name, secrets), or it was lost in
+            mid-deploy and did not come back: exit 10
+  else      what the machine itself says, with its own exit code
+
+From the environment: NAME_HOST (`host`, `host:port` or `[v6]:port`) and NAME_USER, e.g.
+FRONTEND_HOST; DEPLOY_SSH_KEY, the private key; DEPLOY_KNOWN_HOSTS, the machines' host keys. Host
+keys are always checked. Nothing of the runner's own ssh configuration is read, and the key is
+only ever in an ssh-agent that ends with this process.
+
+It needs Python 3.9 or newer, OpenSSH's client, and deploy_machine.py beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "push_deploy.py needs Python 3.9 or newer, but %s is %d.%d: install a newer python3\n"
+        % (sys.executable, sys.version_info[0], sys.version_info[1])
+    )
+    raise SystemExit(2)
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+import shlex
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Callable, NoReturn
+
+SCRIPT = Path(__file__).resolve().parent / "deploy_machine.py"
+SCHEMA = 1
+
+EXIT_USAGE = 2
+EXIT_FAILED = 10
+EXIT_OFFLINE = 69
+SSH_FAILED = 255  # ssh's own failure; no program on the machine ends with it
+
+CONNECT_TIMEOUT = 5.0  # seconds; a machine that is off costs this twice, and a second in between
+PAUSE = 1.0
+RECONNECT_TIMEOUT = 600.0  # seconds that a machine which was lost in mid-deploy is waited for
+MARKER = "deploy-machine started "  # proves that the far side ran; followed by the machine's time
+
+# Runs on the machine: takes the script from stdin, keeps it where hand-overs are kept, becomes it.
+LOADER = f"""\
+import os, sys, time
+root, size, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+data = sys.stdin.buffer.read(size)
+if sys.version_info < (3, 9):
+    sys.exit("loader: Python 3.9 or newer is needed there, but python3 is %d.%d" % sys.version_info[:2])
+if len(data) < size:
+    sys.exit("loader: the connection ended before the script had arrived")
+folder = os.path.join(root, "state", "scripts")
+path = os.path.join(folder, name)
+try:
+    if not os.path.isdir(root):
+        sys.exit("loader: " + root + ": no such directory there: prepare the machine with setup_machine.py")
+    os.makedirs(folder, exist_ok=True)
+    with open(path + ".%d.tmp" % os.getpid(), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+except OSError as error:
+    sys.exit("loader: " + str(error.filename) + ": " + str(error.strerror))
+print("{MARKER}" + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), flush=True)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+os.execv(sys.executable, [sys.executable, path] + sys.argv[4:] + ["--root", root])
+"""
+
+# What ssh says of a machine that is not there; looked at only after what it says of one that is.
+OFFLINE = (
+    "no route to host|connection timed out|operation timed out|connection refused|network is unreachable"
+    "|host is down|timed out during banner exchange|timeout, server .* not responding"
+    "|kex_exchange_identification|connection reset|connection closed by|connection to .* closed"
+)
+# What it says of one that is there, and what to do about it.
+FAILURES = (
+    (
+        "remote host identification has changed|host key verification failed|host key is known",
+        "its host key is not the one in DEPLOY_KNOWN_HOSTS: if the machine was made anew, paste the lines"
+        " that setup_machine.py prints; otherwise somebody may be in between",
+    ),
+    (
+        "permission denied|too many authentication failures",
+        "it does not accept the key: run setup_machine.py there with --authorize and the public half of DEPLOY_SSH_KEY",
+    ),
+    (
+        "could not resolve hostname|name or service not known",
+        "its name does not resolve: correct {host_secret}",
+    ),
+    ("no matching|no mutual signature", "its sshd and this ssh have no method in common"),
+)
+
+
+class PushError(Exception):
+    """The machine cannot be used as configured: outcome `failed`, one line for people."""
+
+
+class UsageError(Exception):
+    """Wrong arguments: exit code 2."""
+
+
+class Cancelled(BaseException):
+    """The run was cancelled: SIGTERM or SIGINT."""
+
+
+# --- what is known about an attempt, and what it means ---------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What one ssh connection left."""
+
+    code: int  # of ssh: the remote command's, or 255
+    ssh_log: str = ""  # what ssh itself said
+    started: str = ""  # the machine's time when the script began there; empty if it did not
+    result: Mapping[str, Any] | None = None  # what the script printed as its result
+    last_words: str = ""  # the last line of its log
+
+
+def classify(evidence: Evidence, host_secret: str = "HOST") -> tuple[str, str]:
+    """Tell `answered`, `lost`, `offline` and `failed` apart; with a message for the last two.
+
+    Failures are looked for first: whatever else ssh says, a machine that refuses a key is not off.
+    """
+    if evidence.result is not None:
+        return "answered", ""
+    if evidence.started:
+        return ("lost", "") if evidence.code == SSH_FAILED else ("failed", ended_without_result(evidence))
+    if evidence.code != SSH_FAILED:
+        return "failed", did_not_start(evidence)
+    said = evidence.ssh_log.lower()
+    for pattern, advice in FAILURES:
+        if re.search(pattern, said):
+            return "failed", f"{advice.format(host_secret=host_secret)} (ssh: {last_line(evidence.ssh_log)})"
+    if re.search(OFFLINE, said):
+        return "offline", f"it does not answer (ssh: {last_line(evidence.ssh_log)})"
+    return "failed", f"ssh failed: {last_line(evidence.ssh_log) or 'without a word'}"
+
+
+def ended_without_result(evidence: Evidence) -> str:
+    if evidence.code == EXIT_USAGE:
+        return re.sub(r"^deploy_machine\.py: ", "", evidence.last_words)
+    if evidence.code > 128:
+        return f"deploy_machine.py was ended there by signal {evidence.code - 128}"
+    return f"deploy_machine.py ended there with {evidence.code} and without a result: {evidence.last_words}"
+
+
+def did_not_start(evidence: Evidence) -> str:
+    if evidence.last_words.startswith("loader: "):
+        return evidence.last_words[len("loader: ") :]
+    if evidence.code == 127:
+        return "python3 is not installed there: apt install python3, or dnf install python3"
+    return f"deploy_machine.py did not start there ({evidence.code}): {evidence.last_words}"
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def exit_code(outcome: str) -> int:
+    """The contract's exit code for an outcome."""
+    codes = {"rolled_back": 11, "broken": 12, "unreachable": 75, "busy": 75, "offline": EXIT_OFFLINE}
+    good = ("deployed", "unchanged", "superseded", "rolled_back_on_request")
+    return 0 if outcome in good else codes.get(outcome, EXIT_FAILED)
+
+
+def is_result(value: Any) -> bool:
+    """Whether a value is a deploy's result, as far as this script and the report use it."""
+    return isinstance(value, dict) and value.get("schema") == SCHEMA and isinstance(value.get("outcome"), str)
+
+
+# --- the machine, as the secrets say -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    host: str
+    port: str
+    user: str
+
+
+def read_target(name: str, host: str, user: str) -> Target:
+    """Check host and user. Raises PushError, naming the secret but never its value."""
+    prefix = secret_prefix(name)
+    if not host:
+        raise PushError(f"no host: add the secret {prefix}_HOST to the repository's settings")
+    if not user:
+        raise PushError(f"no user: add the secret {prefix}_USER to the repository's settings")
+    match = re.fullmatch(r"\[([0-9A-Fa-f:.%]+)\](?::(\d{1,5}))?|([0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)", host)
+    if match:
+        place, port = match[1] or match[3], match[2]
+    else:
+        plain = re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)(?::(\d{1,5}))?", host)
+        if not plain:
+            raise PushError(f"{prefix}_HOST is malformed: use host, host:port or [v6]:port")
+        place, port = plain[1], plain[2]
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", user):
+        raise PushError(f"{prefix}_USER is malformed: use the name of a user on the machine, such as deploy")
+    return Target(place, port or "22", user)
+
+
+def secret_prefix(name: str) -> str:
+    return re.sub("[^A-Z0-9]", "_", name.upper())
+
+
+# --- ssh ---------------------------------------------------------------------------------------------
+
+
+class Ssh:
+    """Connections to one machine with one key and pinned host keys."""
+
+    def __init__(self, target: Target, directory: Path, known_hosts: str, options: argparse.Namespace) -> None:
+        self.target = target
+        self.log = directory / "ssh.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        pinned = directory / "known_hosts"
+        pinned.write_text(known_hosts.strip() + "\n", encoding="utf-8")
+        # ssh takes the first value of an option: what must not be overridden comes first
+        fixed = {
+            "BatchMode": "yes",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": str(pinned),
+            "GlobalKnownHostsFile": "/dev/null",
+            "UpdateHostKeys": "no",
+            "IdentityFile": "none",
+            "PreferredAuthentications": "publickey",
+            "ClearAllForwardings": "yes",
+            "ForwardAgent": "no",
+            "ControlPath": "none",
+            "LogLevel": "ERROR",
+        }
+        usual = {
+            "ConnectTimeout": f"{options.connect_timeout:.0f}",
+            "ServerAliveInterval": "10",
+            "ServerAliveCountMax": "3",
+        }
+        words = [f"{key}={value}" for key, value in fixed.items()] + list(options.ssh_option or [])
+        words += [f"{key}={value}" for key, value in usual.items()]
+        self.argv = ["ssh", "-F", "/dev/null", "-T", "-E", str(self.log)]
+        self.argv += [part for word in words for part in ("-o", word)]
+        self.argv += ["-p", target.port, "-l", target.user, "--", target.host]
+
+    def run(self, command: Sequence[str], stdin: bytes, on_line: Callable[[str], None]) -> Evidence:
+        """Run one command there. Its stderr goes line by line to `on_line`; its stdout is taken apart."""
+        self.log.write_text("", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [*self.argv, shlex.join(command)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        process = self.process
+        assert process.stdin and process.stdout and process.stderr
+        last = [""]
+
+        def pass_on(stream: IO[bytes]) -> None:
+            for raw in stream:
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                last[0] = line if line.strip() else last[0]
+                on_line(line)
+
+        threads = [
+            threading.Thread(target=feed, args=(process.stdin, stdin), daemon=True),
+            threading.Thread(target=pass_on, args=(process.stderr,), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        started, result = "", None
+        for raw in process.stdout:
+            line = raw.decode("utf-8", "replace").strip()
+            if line.startswith(MARKER) and not started:
+                started = line[len(MARKER) :]
+            else:
+                result = parse_result(line) or result
+        code = process.wait()
+        threads[1].join(5)
+        ssh_log = self.log.read_text(encoding="utf-8", errors="replace")
+        return Evidence(code, ssh_log, started, result, last[0])
+
+    def end(self) -> None:
+        """End the connection; what runs on the machine goes on."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+
+
+def feed(stream: IO[bytes], data: bytes) -> None:
+    """Write everything and close; a connection that ends meanwhile is told by ssh itself."""
+    try:
+        stream.write(data)
+        stream.close()
+    except OSError:
+        pass
+
+
+def parse_result(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def load_key(key: str) -> None:
+    """Load the private key into the agent around this process. Raises PushError."""
+    if not key.strip():
+        raise PushError("no key: add the secret DEPLOY_SSH_KEY to the repository's settings")
+    text = key.replace("\r\n", "\n").strip() + "\n"  # pasting loses the newline that ssh-add insists on
+    env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"}
+    done = subprocess.run(["ssh-add", "-q", "-"], input=text, capture_output=True, text=True, env=env, check=False)
+    if done.returncode != 0:
+        raise PushError(
+            "DEPLOY_SSH_KEY is not a private key without a passphrase: paste the whole file, first and last line too"
+        )
+
+
+def under_agent(arguments: Sequence[str]) -> None:
+    """Start this script again inside an ssh-agent of its own, which ends when it does."""
+    if os.environ.pop("PUSH_DEPLOY_IN_AGENT", ""):
+        return
+    env = {key: value for key, value in os.environ.items() if key not in ("SSH_AUTH_SOCK", "SSH_AGENT_PID")}
+    env["PUSH_DEPLOY_IN_AGENT"] = "1"
+    try:
+        os.execvpe("ssh-agent", ["ssh-agent", sys.executable, str(Path(__file__).resolve()), *arguments], env)
+    except FileNotFoundError:
+        raise PushError("ssh-agent is not installed on the runner: apt install openssh-client") from None
+
+
+# --- one push ------------------------------------------------------------------------------------------
+
+
+class Push:
+    """One machine, from the first try to the result."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.options = options
+        self.console = console
+        self.clock = time.monotonic()
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.ssh: Ssh | None = None
+
+    def run(self) -> dict[str, Any]:
+        """The result: the machine's own, or one that says why there is none."""
+        try:
+            return self.deploy()
+        except PushError as error:
+            return self.own_result("failed", str(error))
+        except Cancelled:
+            if self.ssh:
+                self.ssh.end()
+            return self.own_result("failed", "the run was cancelled; a deploy that had begun there ends by itself")
+
+    def deploy(self) -> dict[str, Any]:
+        name = self.options.machine
+        prefix = secret_prefix(name)
+        host = self.options.host or os.environ.get(f"{prefix}_HOST", "").strip()
+        user = self.options.user or os.environ.get(f"{prefix}_USER", "").strip()
+        target = read_target(name, host, user)
+        known_hosts = os.environ.get("DEPLOY_KNOWN_HOSTS", "")
+        if not known_hosts.strip():
+            raise PushError("no host keys: add the secret DEPLOY_KNOWN_HOSTS to the repository's settings")
+        load_key(os.environ.get("DEPLOY_SSH_KEY", ""))
+        with tempfile.TemporaryDirectory(prefix="push-deploy-") as directory:
+            self.ssh = Ssh(target, Path(directory), known_hosts, self.options)
+            return self.attempt(self.ssh, f"{prefix}_HOST")
+
+    def attempt(self, ssh: Ssh, host_secret: str) -> dict[str, Any]:
+        """Connect, once more if it does not answer; follow the deploy to its end."""
+        script = SCRIPT.read_bytes()
+        name = hashlib.sha256(script).hexdigest()[:16] + ".py"
+        command = ["python3", "-c", LOADER, self.options.root, str(len(script)), name, *self.remote_arguments()]
+        for tries in (1, 2):
+            self.console.say(f"{self.options.machine}: connecting" + (" once more" if tries == 2 else ""))
+            with self.console.foreign() as on_line:
+                evidence = ssh.run(command, script, on_line)
+            kind, message = classify(evidence, host_secret)
+            if kind != "offline" or tries == 2:
+                break
+            time.sleep(PAUSE)
+        if kind == "answered":
+            assert evidence.result is not None
+            return dict(evidence.result)
+        if kind == "lost":
+            return self.find_out(ssh, evidence, name)
+        return self.own_result(kind, message)
+
+    def remote_arguments(self) -> list[str]:
+        options = self.options
+        words = ["deploy", "--trigger", "cd", "--json"]
+        words += [word for role in options.role for word in ("--role", role)]
+        words += ["--contains", options.contains] if options.contains else []
+        words += ["--commit", options.commit] if options.commit else []
+        return words + (["--full"] if options.full else [])
+
+    def find_out(self, ssh: Ssh, evidence: Evidence, name: str) -> dict[str, Any]:
+        """The connection was lost in mid-deploy, but the machine goes on: ask it what became of that."""
+        machine = self.options.machine
+        self.console.say(f"{machine}: the connection was lost ({last_line(evidence.ssh_log)}); asking again")
+        script = f"{self.options.root}/state/scripts/{name}"
+        command = ["python3", script, "status", "--json", "--root", self.options.root]
+        deadline = time.monotonic() + self.options.reconnect_timeout
+        seen = False
+        while time.monotonic() < deadline:
+            time.sleep(2)
+            answer = ssh.run(command, b"", lambda line: None)
+            status = answer.result
+            if answer.code != 0 or status is None:
+                continue
+            seen = True
+            if status.get("running"):
+                continue
+            own = find_own(status.get("attempts"), evidence.started)
+            if own:
+                self.console.say(f"{machine}: it was reached again, and the deploy had ended there by itself")
+                return own
+            return self.own_result(
+                "failed",
+                "lost in mid-deploy: it was reached again, but the deploy did not end there (was it restarted?)",
+            )
+        why = "the deploy there did not end" if seen else "the machine did not answer again"
+        return self.own_result("failed", f"lost in mid-deploy: {why} within {self.options.reconnect_timeout:g} s")
+
+    def own_result(self, outcome: str, message: str) -> dict[str, Any]:
+        """A result of the runner's own, with all keys of the contract."""
+        return {
+            "schema": SCHEMA,
+            "machine": self.options.machine,
+            "roles": self.options.role,
+            "trigger": "cd",
+            "outcome": outcome,
+            "commit": None,
+            "wanted": self.options.commit or self.options.contains,
+            "previous": None,
+            "release": None,
+            "started": self.started,
+            "seconds": round(time.monotonic() - self.clock, 2),
+            "steps": [],
+            "services": [],
+            "healthy": None,
+            "message": message,
+        }
+
+
+def find_own(attempts: Any, since: str) -> dict[str, Any] | None:
+    """The push's own result among a machine's last attempts: the first by cd since it began there."""
+    for attempt in attempts if isinstance(attempts, list) else []:
+        if is_result(attempt) and attempt.get("trigger") == "cd" and str(attempt.get("started", "")) >= since:
+            return dict(attempt)
+    return None
+
+
+# --- what people and GitHub see --------------------------------------------------------------------------
+
+
+class Console:
+    """The log. What a machine says is passed on between stop-commands marks: it must not speak to GitHub."""
+
+    def __init__(self) -> None:
+        self.is_github = os.environ.get("GITHUB_ACTIONS") == "true"
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def foreign(self) -> Foreign:
+        return Foreign(self)
+
+    def annotate(self, level: str, title: str, message: str) -> None:
+        """One annotation, within GitHub's limit of 4,096 characters."""
+        if self.is_github:
+            text = message if len(message) <= 3000 else message[:1500] + "\n...\n" + message[-1400:]
+            print(f"::{level} title={escape(title, ',:')}::{escape(text)}", flush=True)
+
+
+class Foreign:
+    """A stretch of the log that is not ours."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.token = secrets.token_hex(16)
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self.console.is_github:
+            print(f"::stop-commands::{self.token}", flush=True)
+        return self.line
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_github:
+            print(f"::{self.token}::", flush=True)
+
+    def line(self, text: str) -> None:
+        # a token that a machine could guess would be no protection; one that it repeats, neither
+        print(text.replace(self.token, "..."), flush=True)
+
+
+def escape(text: str, more: str = "") -> str:
+    """Escape as GitHub's workflow commands want it; `more` are characters that end a property."""
+    for char in "%\r\n" + more:
+        text = text.replace(char, f"%{ord(char):02X}")
+    return text
+
+
+def report(console: Console, name: str, result: Mapping[str, Any]) -> None:
+    """The line and the annotation for people, and the output for the report."""
+    outcome, message = result["outcome"], str(result.get("message", ""))
+    line = f"{name}: {outcome}: {message}"
+    console.say(line)
+    if exit_code(outcome) in (0, EXIT_OFFLINE):
+        # the report warns of a machine that is offline, once
+        console.annotate("notice", f"{name}: {outcome}", message)
+    else:
+        console.annotate("error", f"{name}: {outcome}", "\n".join([message, str(result.get("detail", ""))]).strip())
+    output = os.environ.get("GITHUB_OUTPUT")
+    if output:
+        with open(output, "a", encoding="utf-8") as file:
+            file.write(f"{name}={json.dumps(result).encode().hex()}\n")
+
+
+# --- command line ------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def checked(pattern: str, what: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return text
+
+    return check
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds between 1 and 86400")
+    return value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="push_deploy.py", allow_abbrev=False, description="Deploy to one machine over ssh; say what became of it."
+    )
+    sha = checked(r"[0-9a-fA-F]{4,64}", "a commit id")
+    name = checked(r"[A-Za-z][A-Za-z0-9_-]*", "a machine name: letters, digits, - and _")
+    role = checked(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a role name")
+    option = checked(r"[A-Za-z]+=[^\n]+", "an ssh option of the form Key=Value")
+    root = checked(r"/[^\0\n]*", "an absolute path")
+    parser.add_argument("--machine", required=True, type=name, metavar="NAME", help="e.g. frontend: uses FRONTEND_HOST")
+    parser.add_argument("--role", required=True, action="append", type=role, metavar="R", help="repeatable")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--contains", type=sha, metavar="SHA", help="deploy the newest commit, which must contain this")
+    which.add_argument("--commit", type=sha, metavar="SHA", help="deploy exactly this commit")
+    parser.add_argument("--full", action="store_true", help="run every step, whatever its inputs say")
+    parser.add_argument(
+        "--root", default="/srv/app", type=root, metavar="DIR", help="on the machine; default: /srv/app"
+    )
+    parser.add_argument("--host", help="default: $NAME_HOST")
+    parser.add_argument("--user", help="default: $NAME_USER")
+    parser.add_argument("--connect-timeout", type=seconds, default=CONNECT_TIMEOUT, metavar="S", help="default: 5")
+    parser.add_argument(
+        "--reconnect-timeout", type=seconds, default=RECONNECT_TIMEOUT, metavar="S", help="after a loss; default: 600"
+    )
+    parser.add_argument("--ssh-option", action="append", type=option, metavar="K=V", help="for ssh -o; repeatable")
+    return parser
+
+
+def cancel(signum: int, _: Any) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)
+    raise Cancelled(signum)
+
+
+def main_inner(arguments: Sequence[str]) -> int:
+    """Return the exit code. Raises UsageError."""
+    options = make_parser().parse_args(arguments)
+    console = Console()
+    push = Push(options, console)
+    try:
+        under_agent(arguments)
+    except PushError as error:
+        result = push.own_result("failed", str(error))
+    else:
+        result = push.run()
+    report(console, options.machine, result)
+    return exit_code(result["outcome"])
+
+
+def main() -> NoReturn:
+    signal.signal(signal.SIGTERM, cancel)
+    signal.signal(signal.SIGINT, cancel)
+    try:
+        sys.exit(main_inner(sys.argv[1:]))
+    except UsageError as error:
+        print(f"push_deploy.py: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()
