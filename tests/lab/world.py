@@ -289,6 +289,8 @@ class World:
             shutil.copytree(EXAMPLE, clone, ignore=ignore)
             for name in ("scripts", "systemd"):
                 shutil.copytree(REPOSITORY / name, clone / name, ignore=ignore)
+            (clone / ".github/workflows").mkdir(parents=True)
+            shutil.copy(REPOSITORY / ".github/workflows/cd.yml", clone / ".github/workflows")
             self.git("init", "-q", "-b", "main")
             self.commit({}, "the application")
         return clone
@@ -355,7 +357,7 @@ class World:
 def fingerprint() -> str:
     """The hash of all that a prepared world is made of."""
     digest = hashlib.sha256(Image("bookworm").key.encode())
-    for top in (REPOSITORY / "scripts", REPOSITORY / "systemd", EXAMPLE, Path(__file__).parent):
+    for top in (REPOSITORY / "scripts", REPOSITORY / "systemd", REPOSITORY / ".github", EXAMPLE, Path(__file__).parent):
         for path in sorted(top.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts and "node_modules" not in path.parts:
                 digest.update(str(path.relative_to(top)).encode() + b"\0" + path.read_bytes())

@@ -1,0 +1,343 @@
+#!/usr/bin/env python3
+"""On the CI runner: all machines' outcomes, one report, one verdict.
+
+Reads $DEPLOY_RESULTS, a JSON object NAME -> result in hex, as push_deploy.py left them in the
+job's outputs. Writes a table to $GITHUB_STEP_SUMMARY and annotations to the log, tells
+$DEPLOY_WEBHOOK_URL if there is one, and ends with the run's verdict:
+
+  0  every machine that answered runs the commit (or something newer); others are offline
+  1  a machine that answered does not, or an expected machine left no result
+  2  usage error
+
+It needs Python 3.9 or newer and nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "report_deploys.py needs Python 3.9 or newer, but %s is %d.%d: install a newer python3\n"
+        % (sys.executable, sys.version_info[0], sys.version_info[1])
+    )
+    raise SystemExit(2)
+
+import argparse
+import dataclasses
+import http.client
+import json
+import os
+import re
+import subprocess
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+EXIT_BAD = 1
+EXIT_USAGE = 2
+SCHEMA = 1
+WEBHOOK_TIMEOUT = 10.0  # seconds
+ANNOTATIONS = 10  # of a kind that GitHub shows per step; the last one counts the rest
+
+GOOD = ("deployed", "unchanged", "superseded", "rolled_back_on_request")
+# symbol, what the outcome means in words, and what to do about it
+WORDS = {
+    "deployed": ("✅", "deployed", ""),
+    "unchanged": ("✅", "already up to date", ""),
+    "superseded": ("✅", "runs a newer commit", ""),
+    "rolled_back_on_request": ("✅", "rolled back on request", ""),
+    "offline": ("💤", "offline", "nothing: it catches up when it boots"),
+    "failed": ("❌", "failed, the old release serves", "see its log above; fix and merge, or run this again"),
+    "rolled_back": ("❌", "unhealthy, rolled back", "the commit is not tried again there: merge a fix"),
+    "broken": ("❌", "broken, nothing healthy runs", "look at that machine now: `journalctl -t deploy-machine`"),
+    "unreachable": ("❌", "could not fetch the repository", "check its deploy key and network; run this again"),
+    "busy": ("❌", "another deploy was going on", "run this again"),
+    "missing": ("❌", "left no result", "see the log of its job; run this again"),
+}
+
+
+class UsageError(Exception):
+    """Wrong arguments: exit code 2."""
+
+
+# --- the results ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """One machine and what its deploy left; every field is checked, none is trusted."""
+
+    name: str
+    outcome: str
+    message: str = ""
+    commit: str = ""
+    previous: str = ""
+    wanted: str = ""
+    seconds: float = 0.0
+    detail: str = ""
+    steps: tuple[Mapping[str, Any], ...] = ()
+    result: Mapping[str, Any] | None = None
+
+    @property
+    def is_bad(self) -> bool:
+        return self.outcome not in GOOD and self.outcome != "offline"
+
+
+def read_machines(expected: Sequence[str], text: str) -> list[Machine]:
+    """Every expected machine, and others that left a result; one whose result is unreadable is `missing`."""
+    try:
+        results = json.loads(text or "{}")
+    except ValueError:
+        results = {}
+    if not isinstance(results, dict):
+        results = {}
+    others = [name for name in results if name not in expected and results[name]]
+    return [read_machine(name, results.get(name)) for name in [*expected, *others]]
+
+
+def read_machine(name: str, value: Any) -> Machine:
+    if not value:
+        return Machine(name, "missing", "no result arrived: its job ended before it could say anything")
+    try:
+        result = json.loads(bytes.fromhex(value).decode())
+    except (ValueError, TypeError):
+        return Machine(name, "missing", "its result could not be read")
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA or result.get("outcome") not in WORDS:
+        return Machine(name, "missing", "its result is of another kind than this report knows")
+    steps = result.get("steps")
+    seconds = result.get("seconds")
+    return Machine(
+        name=name,
+        outcome=result["outcome"],
+        message=words(result.get("message")),
+        commit=commit_id(result.get("commit")),
+        previous=commit_id(result.get("previous")),
+        wanted=commit_id(result.get("wanted")),
+        seconds=float(seconds) if isinstance(seconds, (int, float)) else 0.0,
+        detail=str(result.get("detail") or ""),
+        steps=tuple(step for step in steps if isinstance(step, dict)) if isinstance(steps, list) else (),
+        result=result,
+    )
+
+
+def words(value: Any) -> str:
+    return " ".join(str(value or "").split())
+
+
+def commit_id(value: Any) -> str:
+    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{7,64}", value) else ""
+
+
+def verdict(machines: Sequence[Machine]) -> int:
+    """The run's exit code. Failures are looked at first: an offline machine never hides one."""
+    return EXIT_BAD if any(machine.is_bad for machine in machines) else 0
+
+
+def headline(machines: Sequence[Machine]) -> str:
+    """One line that says it all."""
+    groups = [
+        ("FAILED", [m.name for m in machines if m.is_bad]),
+        ("deployed", [m.name for m in machines if m.outcome == "deployed"]),
+        ("up to date", [m.name for m in machines if m.outcome in GOOD and m.outcome != "deployed"]),
+        ("offline", [m.name for m in machines if m.outcome == "offline"]),
+    ]
+    line = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups if names)
+    return line if any(m.outcome != "offline" for m in machines) else f"nothing was deployed; {line}"
+
+
+# --- the summary page ----------------------------------------------------------------------------------
+
+
+def cell(text: str, limit: int = 300) -> str:
+    """Text from a machine as a table cell: no markup, no line break, no mention of anybody."""
+    text = words(text)
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    for char in "\\`*_{}[]()#+!|~$":
+        text = text.replace(char, "\\" + char)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+
+
+def commits_cell(machine: Machine) -> str:
+    """From which commit to which, linked where GitHub says where the repository is."""
+    if not machine.commit:
+        return "-"
+    place = f"{os.environ.get('GITHUB_SERVER_URL', '')}/{os.environ.get('GITHUB_REPOSITORY', '')}"
+    old, new = machine.previous, machine.commit
+    if not old or old == new:
+        return f"[{new[:8]}]({place}/commit/{new})" if len(place) > 1 else new[:8]
+    number = count_commits(old, new)
+    span = f"{old[:8]} → {new[:8]}" + (f" ({number} commit{'s' if number != 1 else ''})" if number else "")
+    return f"[{span}]({place}/compare/{old}...{new})" if len(place) > 1 else span
+
+
+def count_commits(old: str, new: str) -> int:
+    """How many commits lie between, as far as the checkout here has them; 0 if it cannot tell."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-list", "--count", f"{old}..{new}"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def steps_cell(machine: Machine) -> str:
+    ran = [step for step in machine.steps if step.get("result") != "skipped"]
+    skipped = [step for step in machine.steps if step.get("result") == "skipped"]
+    parts = [
+        f"{'**failed** ' if step.get('result') == 'failed' else ''}{cell(str(step.get('name')), 40)}:"
+        f" {cell(str(step.get('why')), 120)}"
+        for step in ran
+    ]
+    if skipped:
+        parts.append("unchanged: " + ", ".join(cell(str(step.get("name")), 40) for step in skipped))
+    return "<br>".join(parts) or "-"
+
+
+def summary(machines: Sequence[Machine]) -> str:
+    """The page, as markdown."""
+    lines = [f"## {headline(machines)}", "", "| machine | outcome | commits | time | steps |", "|---|---|---|---|---|"]
+    for machine in machines:
+        symbol, text, _ = WORDS[machine.outcome]
+        time = f"{machine.seconds:.1f} s" if machine.result else "-"
+        row = [cell(machine.name), f"{symbol} {text}", commits_cell(machine), time, steps_cell(machine)]
+        lines.append(f"| {' | '.join(row)} |")
+    for machine in machines:
+        advice = WORDS[machine.outcome][2]
+        if advice:
+            lines += ["", f"**{cell(machine.name)}**: {cell(machine.message, 1000)}  ", f"What to do: {advice}."]
+        if machine.is_bad and machine.detail:
+            lines += ["", *("    " + line for line in machine.detail.splitlines()[-20:])]
+    return "\n".join([*lines, *gantt(machines)]) + "\n"
+
+
+def gantt(machines: Sequence[Machine]) -> list[str]:
+    """The steps of each machine on a common time line, if any ran."""
+    if not any(step.get("result") != "skipped" for machine in machines for step in machine.steps):
+        return []
+    lines = ["", "```mermaid", "gantt", "    dateFormat x", "    axisFormat %M:%S"]
+    for machine in machines:
+        ran = [step for step in machine.steps if step.get("result") != "skipped"]
+        if ran:
+            lines.append(f"    section {plain(machine.name)}")
+        begin = 0
+        for step in ran:
+            seconds = step.get("seconds")
+            length = max(1, int(float(seconds) * 1000)) if isinstance(seconds, (int, float)) else 1
+            kind = "crit, " if step.get("result") == "failed" else ""
+            lines.append(f"    {plain(str(step.get('name')))} :{kind}{begin}, {begin + length}")
+            begin += length
+    return [*lines, "```"]
+
+
+def plain(text: str) -> str:
+    """Text that cannot mean anything to mermaid."""
+    return re.sub(r"[^A-Za-z0-9_. -]", " ", text)[:40].strip() or "unnamed"
+
+
+# --- annotations and the webhook ---------------------------------------------------------------------------
+
+
+def escape(text: str, more: str = "") -> str:
+    """Escape as GitHub's workflow commands want it; `more` are characters that end a property."""
+    for char in "%\r\n" + more:
+        text = text.replace(char, f"%{ord(char):02X}")
+    return text
+
+
+def annotation_lines(machines: Sequence[Machine]) -> list[str]:
+    """A warning for each offline machine, an error for each bad one, within GitHub's limits."""
+    lines = []
+    for level, chosen in (
+        ("error", [m for m in machines if m.is_bad]),
+        ("warning", [m for m in machines if m.outcome == "offline"]),
+    ):
+        shown = chosen if len(chosen) <= ANNOTATIONS else chosen[: ANNOTATIONS - 1]
+        for machine in shown:
+            last = machine.detail.splitlines()[-8:] if level == "error" else []
+            text = "\n".join([f"{machine.name}: {machine.message}"[:2000], *(line[:200] for line in last)])
+            title = f"{machine.name}: {WORDS[machine.outcome][1]}"
+            lines.append(f"::{level} title={escape(title, ',:')}::{escape(text)}")
+        if len(shown) < len(chosen):
+            rest = ", ".join(machine.name for machine in chosen[len(shown) :])
+            lines.append(f"::{level} title=and {len(chosen) - len(shown)} more::{escape(rest[:3000])}")
+    return lines
+
+
+def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
+    """Post the report; return what went wrong, or nothing. The address is a secret and never shown."""
+    link = "{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}/actions/runs/{GITHUB_RUN_ID}"
+    try:
+        run = link.format_map(os.environ)
+    except KeyError:
+        run = ""
+    lines = [headline(machines)]
+    for machine in machines:
+        symbol, text, _ = WORDS[machine.outcome]
+        span = (
+            f" {machine.previous[:8]} to {machine.commit[:8]}"
+            if machine.outcome == "deployed" and machine.previous
+            else ""
+        )
+        lines.append(f"{symbol} {machine.name}: {text}{span}" + (f": {machine.message}" if machine.is_bad else ""))
+    body = {"text": "\n".join([*lines, run]).strip(), "results": [m.result for m in machines if m.result]}
+    headers = {"Content-Type": "application/json", "User-Agent": "deploy-machine"}
+    try:
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT):
+            return ""
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        status = getattr(error, "code", "")
+        return f"the webhook could not be told: {type(error).__name__} {status}".strip()
+
+
+# --- command line --------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def machine_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a machine name: letters, digits, - and _")
+    return text
+
+
+def main_inner(arguments: Sequence[str]) -> int:
+    """Return the verdict. Raises UsageError."""
+    parser = Parser(prog="report_deploys.py", allow_abbrev=False, description="Report all deploys; give the verdict.")
+    parser.add_argument(
+        "--expect", required=True, nargs="+", type=machine_name, metavar="NAME", help="machines that must have a result"
+    )
+    options = parser.parse_args(arguments)
+    machines = read_machines(list(dict.fromkeys(options.expect)), os.environ.get("DEPLOY_RESULTS", ""))
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        with open(page, "a", encoding="utf-8") as file:
+            file.write(summary(machines))
+    for machine in machines:
+        symbol, text, _ = WORDS[machine.outcome]
+        print(f"{symbol} {machine.name}: {text}: {machine.message}")
+    for line in annotation_lines(machines):
+        print(line)
+    url = os.environ.get("DEPLOY_WEBHOOK_URL", "")
+    problem = tell_webhook(url, machines) if url else ""
+    if problem:
+        print(f"::warning title=webhook::{escape(problem)}")
+    print(headline(machines))
+    return verdict(machines)
+
+
+def main() -> NoReturn:
+    try:
+        sys.exit(main_inner(sys.argv[1:]))
+    except UsageError as error:
+        print(f"report_deploys.py: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()
