@@ -132,7 +132,7 @@ def test_a_bad_commit_is_tried_once_and_the_old_release_serves(
     world: World, file: str, old: str, new: str, outcome: str
 ) -> None:
     text = (world.clone / "deploy.ini").read_text()
-    good = world.commit({"deploy.ini": f"[deploy]\nhealth_timeout = 5\n{text}"})
+    good = world.commit({"deploy.ini": f"[deploy]\nhealth_timeout = 8\n{text}"})
     frontend = off(world)
     bad = world.commit(world.edit(file, old, new))
     frontend.boot()
