@@ -436,10 +436,10 @@ class Push:
                 return own
             return self.own_result(
                 "failed",
-                "lost in mid-deploy: it was reached again, but the deploy did not end there (was it restarted?)",
+                "lost: it was reached again, but its work was interrupted there (was it restarted?)",
             )
-        why = "the deploy there did not end" if seen else "the machine did not answer again"
-        return self.own_result("failed", f"lost in mid-deploy: {why} within {self.options.reconnect_timeout:g} s")
+        why = "its work there did not end" if seen else "it did not answer again"
+        return self.own_result("failed", f"lost: {why} within {self.options.reconnect_timeout:g} s")
 
     def own_result(self, outcome: str, message: str) -> dict[str, Any]:
         """A result of the runner's own, with all keys of the contract."""
@@ -523,13 +523,14 @@ def escape(text: str, more: str = "") -> str:
 def report(console: Console, name: str, result: Mapping[str, Any]) -> None:
     """The line and the annotation for people, and the output for the report."""
     outcome, message = result["outcome"], str(result.get("message", ""))
-    line = f"{name}: {outcome}: {message}"
-    console.say(line)
+    # a user named `deploy` is a secret whose value GitHub would hide in the word "deployed"
+    word = "updated" if outcome == "deployed" else outcome
+    console.say(f"{name}: {word}: {message}")
     if exit_code(outcome) in (0, EXIT_OFFLINE):
         # the report warns of a machine that is offline, once
-        console.annotate("notice", f"{name}: {outcome}", message)
+        console.annotate("notice", f"{name}: {word}", message)
     else:
-        console.annotate("error", f"{name}: {outcome}", "\n".join([message, str(result.get("detail", ""))]).strip())
+        console.annotate("error", f"{name}: {word}", "\n".join([message, str(result.get("detail", ""))]).strip())
     output = os.environ.get("GITHUB_OUTPUT")
     if output:
         with open(output, "a", encoding="utf-8") as file:

@@ -41,18 +41,19 @@ WEBHOOK_TIMEOUT = 10.0  # seconds
 ANNOTATIONS = 10  # of a kind that GitHub shows per step; the last one counts the rest
 
 GOOD = ("deployed", "unchanged", "superseded", "rolled_back_on_request")
-# symbol, what the outcome means in words, and what to do about it
+# symbol, what the outcome means in words, and what to do about it. None of it says "deploy": that is
+# a usual user name and so a secret's value, which GitHub would hide in the page and in the log.
 WORDS = {
-    "deployed": ("✅", "deployed", ""),
+    "deployed": ("✅", "updated", ""),
     "unchanged": ("✅", "already up to date", ""),
     "superseded": ("✅", "runs a newer commit", ""),
     "rolled_back_on_request": ("✅", "rolled back on request", ""),
     "offline": ("💤", "offline", "nothing: it catches up when it boots"),
-    "failed": ("❌", "failed, the old release serves", "see its log above; fix and merge, or run this again"),
+    "failed": ("❌", "failed, the old release serves", "see its log; fix and merge, or run this again"),
     "rolled_back": ("❌", "unhealthy, rolled back", "the commit is not tried again there: merge a fix"),
-    "broken": ("❌", "broken, nothing healthy runs", "look at that machine now: `journalctl -t deploy-machine`"),
-    "unreachable": ("❌", "could not fetch the repository", "check its deploy key and network; run this again"),
-    "busy": ("❌", "another deploy was going on", "run this again"),
+    "broken": ("❌", "broken, nothing healthy runs", "look at that machine now, beginning with its journal"),
+    "unreachable": ("❌", "could not fetch the repository", "check its key and its network; run this again"),
+    "busy": ("❌", "was busy with another run", "run this again"),
     "missing": ("❌", "left no result", "see the log of its job; run this again"),
 }
 
@@ -138,12 +139,12 @@ def headline(machines: Sequence[Machine]) -> str:
     """One line that says it all."""
     groups = [
         ("FAILED", [m.name for m in machines if m.is_bad]),
-        ("deployed", [m.name for m in machines if m.outcome == "deployed"]),
+        ("updated", [m.name for m in machines if m.outcome == "deployed"]),
         ("up to date", [m.name for m in machines if m.outcome in GOOD and m.outcome != "deployed"]),
         ("offline", [m.name for m in machines if m.outcome == "offline"]),
     ]
     line = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups if names)
-    return line if any(m.outcome != "offline" for m in machines) else f"nothing was deployed; {line}"
+    return line if any(m.outcome != "offline" for m in machines) else f"nothing was updated; {line}"
 
 
 # --- the summary page ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ class Ci:
     def __init__(self, world: World) -> None:
         self.world = world
         self.concurrency = Concurrency()
+        self.runs = 0
         self.secrets = {
             "DEPLOY_SSH_KEY": (world.home / "ci").read_text(),
             "DEPLOY_KNOWN_HOSTS": self.known_hosts(),
@@ -34,8 +35,8 @@ class Ci:
 
     def start(self, event: Event, environ: Mapping[str, str] | None = None, **secrets: str) -> Run:
         """Start a run; secrets given here replace those of the repository (an empty one is not there)."""
-        number = len(list(self.world.directory.glob("run*")))
-        workdir = self.world.directory / f"run{number}"
+        self.runs += 1
+        workdir = self.world.directory / f"run{self.runs}"
         namespace = self.world.network.namespace("runner")
         run = Run(
             self.world.clone / ".github/workflows/cd.yml", event, workdir=workdir,

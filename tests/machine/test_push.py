@@ -23,7 +23,7 @@ def ci(world: World) -> Iterator[Ci]:
     for machine in world.machines.values():  # a run that was cut off may still be going on there
         if machine.is_on and machine.name != "services":
             machine.wait_until(
-                lambda: machine.sh("pgrep -f deploy_machine", check=False).returncode != 0,  # noqa: B023
+                lambda: machine.sh("pgrep -f [d]eploy_machine", check=False).returncode != 0,  # noqa: B023
                 "a deploy goes on",
                 60,
             )
@@ -55,7 +55,7 @@ def test_both_on(ci: Ci) -> None:
     assert max(one.started, two.started) < min(one.ended, two.ended), "at the same time"
     assert (warnings(run), errors(run)) == ([], [])
     assert "/compare/" in run.summary and "(1 commit)" in run.summary
-    assert "✅ deployed" in run.summary and "```mermaid" in run.summary
+    assert "✅ updated" in run.summary and "```mermaid" in run.summary
     again = ci.merge()
     assert [outcome_of(again, name) for name in ("scheduler", "frontend")] == ["unchanged", "unchanged"]
 
@@ -83,7 +83,7 @@ def test_the_frontend_is_off(ci: Ci, how: str) -> None:
     assert leg.ended - leg.started < 17
     assert run.leg("deploy", machine="scheduler").green
     assert "💤 offline" in run.summary
-    assert "deployed: scheduler; offline: frontend" in run.summary
+    assert "updated: scheduler; offline: frontend" in run.summary
 
 
 def test_both_off(ci: Ci) -> None:
@@ -91,7 +91,7 @@ def test_both_off(ci: Ci) -> None:
     run = ci.merge()
     assert run.conclusion == "success", run.log
     assert len(warnings(run)) == 2
-    assert "nothing was deployed; offline: scheduler, frontend" in run.summary
+    assert "nothing was updated; offline: scheduler, frontend" in run.summary
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_connection_is_cut_in_mid_deploy(ci: Ci, back: bool) -> None:
     else:
         assert outcome_of(run, "scheduler") == "failed"
         assert run.conclusion == "failure"
-        assert any("lost in mid-deploy" in message for message in errors(run))
+        assert any("lost: it did not answer again" in message for message in errors(run))
     scheduler.wait_until(lambda: commit_on(world, "scheduler") == newest, "the host did not finish by itself", 40)
 
 
