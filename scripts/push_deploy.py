@@ -347,6 +347,14 @@ def under_agent(arguments: Sequence[str]) -> None:
         raise PushError("ssh-agent is not installed on the runner: apt install openssh-client") from None
 
 
+def end_agent() -> None:
+    """End the agent now; it would end by itself only some seconds after this process."""
+    try:
+        os.kill(int(os.environ.get("SSH_AGENT_PID", "")), signal.SIGTERM)
+    except (ValueError, OSError):
+        pass
+
+
 # --- one push ------------------------------------------------------------------------------------------
 
 
@@ -609,6 +617,7 @@ def main_inner(arguments: Sequence[str]) -> int:
     else:
         result = push.run()
     report(console, options.machine, result)
+    end_agent()
     return exit_code(result["outcome"])
 
 

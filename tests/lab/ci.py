@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lab.world import NUMBERS, World
@@ -33,15 +33,18 @@ class Ci:
             self.world.machine(name)
         return self.world.known_hosts()
 
-    def start(self, event: Event, environ: Mapping[str, str] | None = None, **secrets: str) -> Run:
-        """Start a run; secrets given here replace those of the repository (an empty one is not there)."""
+    def start(self, event: Event, on_line: Callable[[str, str], None] | None = None, **secrets: str) -> Run:
+        """Start a run; secrets given here replace those of the repository (an empty one is not there).
+
+        on_line: called with the leg's name and each line of its log.
+        """
         self.runs += 1
         workdir = self.world.directory / f"run{self.runs}"
         namespace = self.world.network.namespace("runner")
         run = Run(
             self.world.clone / ".github/workflows/cd.yml", event, workdir=workdir,
             repository=str(self.world.clone), secrets={**self.secrets, **secrets},
-            wrap=["ip", "netns", "exec", namespace], environ=environ, concurrency=self.concurrency,
+            wrap=["ip", "netns", "exec", namespace], on_line=on_line, concurrency=self.concurrency,
         )  # fmt: skip
         return run.start()
 

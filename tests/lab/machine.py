@@ -215,6 +215,7 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self.cut()
                 raise AssertionError(f"{self.name} did not shut down within {seconds:g} s") from None
+            self.network.leave(self.name)  # nothing answers for a machine that is off
         self.process, self.leader = None, 0
 
     def cut(self) -> None:

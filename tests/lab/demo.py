@@ -1,0 +1,75 @@
+"""./dev demo: the main job on real machines, for a newcomer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from lab.ci import Ci
+from lab.image import say
+from lab.world import ROLES, World, runs, snapshot
+from workflow import Run, push
+
+LAB = "dmlab"
+CHANGE = "board/templates/board/index.html"
+
+
+def main() -> int:
+    """Merge with both machines on, merge with the frontend off, switch it on; leave the lab running."""
+    if os.geteuid() != 0:
+        say("the machines need root: sudo ./dev demo")
+        return 2
+    if (runs() / LAB).exists():
+        say("a lab is up already; end it first: ./dev lab down")
+        return 2
+    began = time.monotonic()
+    layers = snapshot("deployed")
+    with World(layers, lab_id=LAB) as world:
+        for name in ("services", *ROLES):
+            say(f"booting {name}")
+            world.boot(name)
+        ci = Ci(world)
+        frontend = world.machine("frontend")
+
+        title("1. Both machines are on, and a change is merged to main")
+        show(merge(ci, world, "Notice board", "Our notice board"))
+        say(f"the frontend answers: {frontend.health()}")
+
+        title("2. The frontend is switched off, and another change is merged")
+        frontend.shut_down()
+        show(merge(ci, world, "Our notice board", "The notice board"))
+
+        title("3. The frontend is switched on again")
+        say("booting frontend: it catches up before it serves")
+        world.boot("frontend")
+        print(frontend.out("journalctl -b -t deploy-machine -o cat | grep -v '^ '"))
+        say(f"the frontend answers: {frontend.health()}")
+        print("\n" + frontend.out("/srv/app/bin/deploy_machine.py status"))
+        world.leave_running()
+        world.closed = True  # it stays, to be explored
+    say(f"done in {time.monotonic() - began:.0f} s")
+    say("look around:  ./dev lab sh frontend     (also: scheduler; ./dev lab list)")
+    say("clean up:     ./dev lab down")
+    return 0
+
+
+def title(text: str) -> None:
+    print(f"\n=== {text}\n", flush=True)
+
+
+def merge(ci: Ci, world: World, old: str, new: str) -> Run:
+    """Merge a change of the page's heading and run cd.yml for it, showing its log as it comes."""
+    head = world.commit(world.edit(CHANGE, f"<h1>{old}</h1>", f"<h1>{new}</h1>"), f"heading: {new}")
+    say(f"merged {head[:8]}; running .github/workflows/cd.yml")
+    run = ci.start(push(head), on_line=lambda leg, line: print(f"  {leg:22} | {line}", flush=True))
+    return run.wait(240)
+
+
+def show(run: Run) -> None:
+    print(f"\nThe run is {'GREEN' if run.conclusion == 'success' else 'RED'}. Its summary page:\n")
+    print(run.summary)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
