@@ -30,6 +30,7 @@ if sys.version_info < (3, 9):
     raise SystemExit(2)
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -349,10 +350,8 @@ def under_agent(arguments: Sequence[str]) -> None:
 
 def end_agent() -> None:
     """End the agent now; it would end by itself only some seconds after this process."""
-    try:
+    with contextlib.suppress(ValueError, OSError):
         os.kill(int(os.environ.get("SSH_AGENT_PID", "")), signal.SIGTERM)
-    except (ValueError, OSError):
-        pass
 
 
 # --- one push ------------------------------------------------------------------------------------------
