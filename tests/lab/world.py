@@ -328,6 +328,23 @@ class World:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return self.commit(files, "another application")
 
+    def as_developer(self, script: str) -> None:
+        """Run a command that changes lock files in a copy of the clone, where Poetry and npm are; take them over."""
+        services = self.machine("services")
+        target = services.root / "root/app"
+        shutil.rmtree(target, ignore_errors=True)
+        call("cp", "-a", self.clone, target)
+        registries = "POETRY_PYPI_MIRROR_URL=http://pypi.lab/simple/ NPM_CONFIG_REGISTRY=http://npm.lab/"
+        services.sh(f"cd /root/app && export {registries} && {script}", timeout=120)
+        for name in ("poetry.lock", "pyproject.toml", "package.json", "package-lock.json"):
+            (self.clone / name).write_text((target / name).read_text())
+
+    def add_python_dependency(self, requirement: str) -> None:
+        """What `poetry add` does to the clone's files; commit() is still to be called."""
+        pyproject = self.clone / "pyproject.toml"
+        pyproject.write_text(pyproject.read_text().replace('    "croniter', f'    "{requirement}",\n    "croniter'))
+        self.as_developer("poetry lock")
+
     def edit(self, name: str, old: str, new: str) -> dict[str, str]:
         """For commit(): the file with one piece of text replaced."""
         text = (self.clone / name).read_text()

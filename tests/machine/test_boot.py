@@ -52,7 +52,8 @@ def last(machine: Machine) -> dict[str, object]:
 
 def test_the_first_answer_after_a_boot_is_of_the_newest_commit(world: World) -> None:
     frontend = off(world)
-    world.commit(world.edit("board/views.py", "[:50]", "[:40]"), "code")
+    world.add_python_dependency("humanize (>=4,<5)")
+    world.commit(world.edit("board/views.py", "import markdown\n", "import humanize  # noqa\nimport markdown\n"))
     world.commit(
         {
             "board/migrations/0002_pinned.py": """\
@@ -74,6 +75,7 @@ def test_the_first_answer_after_a_boot_is_of_the_newest_commit(world: World) -> 
     assert frontend.out("curl -s http://127.0.0.1/static/new.txt") == "new"
     report = frontend.out("journalctl -b -t deploy-machine -o cat")
     assert "3 commits ahead of what runs" in report
+    assert "Installing humanize" in report
     assert "Applying board.0002_pinned... OK" in report
     assert started(frontend, "gunicorn.service") >= started(frontend, UNIT)
 

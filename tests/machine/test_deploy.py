@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from lab.machine import Machine
-from lab.world import World, allow_and_configure, call, first_deploy
+from lab.world import World, allow_and_configure, first_deploy
 
 
 def written(machine: Machine) -> str:
@@ -71,36 +71,12 @@ def test_a_changed_file_runs_only_what_depends_on_it(world: World) -> None:
     assert after["nginx.service"] == pids["nginx.service"], "reloaded, not restarted"
 
 
-def as_developer(world: World, script: str) -> None:
-    """Run a command in the developer's clone, on a machine that has Poetry and npm."""
-    services = world.machine("services")
-    target = services.root / "root/app"
-    call("cp", "-a", world.clone, target)
-    services.sh(f"cd /root/app && export $(grep -E '^(POETRY|NPM)' /root/env) && {script}", timeout=120)
-    for name in ("poetry.lock", "pyproject.toml", "package.json", "package-lock.json"):
-        (world.clone / name).write_text((target / name).read_text())
-
-
-@pytest.fixture
-def developer(world: World) -> World:
-    (world.machine("services").root / "root/env").write_text(
-        "POETRY_PYPI_MIRROR_URL=http://pypi.lab/simple/\nNPM_CONFIG_REGISTRY=http://npm.lab/\n"
-    )
-    return world
-
-
-def test_a_new_python_dependency_is_added_to_a_copy(developer: World) -> None:
-    frontend = developer.boot("frontend")
+def test_a_new_python_dependency_is_added_to_a_copy(world: World) -> None:
+    frontend = world.boot("frontend")
     before = trees(frontend)
     listing = frontend.out(f"find {before['.venv']} -printf '%p %i %C@\\n' | sort | sha256sum")
-    pyproject = (developer.clone / "pyproject.toml").read_text()
-    (developer.clone / "pyproject.toml").write_text(
-        pyproject.replace('    "croniter', '    "humanize (>=4,<5)",\n    "croniter')
-    )
-    as_developer(developer, "poetry lock")
-    developer.commit(
-        developer.edit("board/views.py", "import markdown\n", "import humanize  # noqa\nimport markdown\n")
-    )
+    world.add_python_dependency("humanize (>=4,<5)")
+    world.commit(world.edit("board/views.py", "import markdown\n", "import humanize  # noqa\nimport markdown\n"))
     done = frontend.deploy()
     assert done.ran == ["python", "migrate", "collectstatic"]
     assert "starting from a copy of python-" in done.log
@@ -114,14 +90,14 @@ def test_a_new_python_dependency_is_added_to_a_copy(developer: World) -> None:
     assert frontend.health()["status"] == 200
 
 
-def test_a_new_npm_dependency(developer: World) -> None:
-    frontend = developer.boot("frontend")
+def test_a_new_npm_dependency(world: World) -> None:
+    frontend = world.boot("frontend")
     before = trees(frontend)
-    package = json.loads((developer.clone / "package.json").read_text())
+    package = json.loads((world.clone / "package.json").read_text())
     package["dependencies"]["nanoid"] = "5.1.5"
-    (developer.clone / "package.json").write_text(json.dumps(package, indent=2) + "\n")
-    as_developer(developer, "npm install --package-lock-only --no-audit --no-fund")
-    developer.commit({})
+    (world.clone / "package.json").write_text(json.dumps(package, indent=2) + "\n")
+    world.as_developer("npm install --package-lock-only --no-audit --no-fund")
+    world.commit({})
     done = frontend.deploy()
     assert done.ran == ["node", "build", "collectstatic"]
     after = trees(frontend)

@@ -86,6 +86,17 @@ def test_the_frontend_is_off(ci: Ci, how: str) -> None:
     assert "updated: scheduler; offline: frontend" in run.summary
 
 
+def test_the_scheduler_is_off(ci: Ci) -> None:
+    world = ci.world
+    world.boot("frontend")
+    newest = world.commit(world.edit(*CHANGE))
+    run = ci.merge()
+    assert run.conclusion == "success", run.log
+    assert [outcome_of(run, name) for name in ("scheduler", "frontend")] == ["offline", "deployed"]
+    assert world.machine("frontend").health()["commit"] == newest
+    assert [message.split(":")[0] for message in warnings(run)] == ["scheduler"]
+
+
 def test_both_off(ci: Ci) -> None:
     ci.world.commit(ci.world.edit(*CHANGE))
     run = ci.merge()
