@@ -417,7 +417,7 @@ def allow_and_configure(world: World, machine: Machine) -> None:
     """The steps between setup_machine.py and the first deploy that a person does."""
     world.allow_to_read((machine.root / "home/deploy/.ssh/id_ed25519.pub").read_text().strip())
     machine.run("tee", "/srv/app/shared/.env", input=DOT_ENV)
-    if "frontend" in ROLES[machine.name]:
+    if "frontend" in ROLES.get(machine.name, []):
         site = machine.root / "etc/nginx/sites-enabled"
         (site / "default").unlink(missing_ok=True)
         (site / "board.conf").write_text((world.clone / "deploy/nginx/board.conf").read_text())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.ci import Ci, outcome_of, watched_processes
-from lab.world import World
+from lab.world import World, allow_and_configure
 from workflow import Run, dispatch, push
 
 CHANGE = ("board/views.py", "[:50]", "[:40]")
@@ -237,6 +237,38 @@ def test_a_cancelled_run_leaves_the_machine_whole(ci: Ci) -> None:
     scheduler.wait_until(lambda: not running.exists(), "the deploy did not end", 40)
     status = json.loads(scheduler.out("/srv/app/bin/deploy_machine.py status --json"))
     assert (status["commit"], status["healthy"], status["interrupted"]) == (newest, True, False)
+
+
+def test_a_third_machine_added_as_the_workflow_says(ci: Ci) -> None:
+    world = ci.world
+    third = world.machine("third")
+    for name in ("scheduler", "third"):
+        world.boot(name)
+    done = world.set_up("third", roles=["scheduler"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    allow_and_configure(world, third)
+    cd = (world.clone / ".github/workflows/cd.yml").read_text()
+    for line, addition in (
+        ("          - frontend\n", "          - third\n"),
+        ("          - { machine: frontend, role: frontend }\n", "          - { machine: third, role: scheduler }\n"),
+        ("      frontend: ${{ steps.push.outputs.frontend }}\n", "      third: ${{ steps.push.outputs.third }}\n"),
+        (
+            "          FRONTEND_USER: ${{ secrets.FRONTEND_USER }}\n",
+            "          THIRD_HOST: ${{ secrets.THIRD_HOST }}\n          THIRD_USER: ${{ secrets.THIRD_USER }}\n",
+        ),
+    ):
+        assert cd.count(line) == 1, line
+        cd = cd.replace(line, line + addition)
+    newest = world.commit(
+        {".github/workflows/cd.yml": cd.replace("'scheduler frontend'", "'scheduler frontend third'")}
+    )
+    hosts = {"THIRD_HOST": third.address, "THIRD_USER": "deploy", "DEPLOY_KNOWN_HOSTS": world.known_hosts()}
+    run = ci.merge(**hosts)
+    assert run.conclusion == "success", run.log
+    outcomes = [outcome_of(run, name) for name in ("scheduler", "frontend", "third")]
+    assert outcomes == ["deployed", "offline", "deployed"]
+    assert commit_on(world, "third") == newest
+    assert "updated: scheduler, third; offline: frontend" in run.summary
 
 
 def test_what_an_application_prints_does_nothing_on_the_runner(ci: Ci) -> None:
