@@ -1644,8 +1644,8 @@ def bring_services(config: Config, roles: Sequence[Role], since: float, restart:
         # a plain start would sit out the delay of a unit that systemd is about to start again
         crashed = states[unit]["SubState"] == "auto-restart"
         verb = "restart" if crashed or (running and restart and started(states[unit]) < since) else "start"
-        if states[unit]["ActiveState"] == "failed":
-            systemctl(["reset-failed"], unit, timeout)  # else its start limit could refuse the start
+        if states[unit]["ActiveState"] == "failed" or states[unit]["NRestarts"] not in ("", "0"):
+            systemctl(["reset-failed"], unit, timeout)  # else a crash loop's start limit refuses the start
         if verb == "restart" or not running:
             systemctl([verb], unit, timeout)
             actions.append({"unit": unit, "action": verb + "ed"})
