@@ -167,6 +167,84 @@ reload = nginx.service
 health = http://127.0.0.1/healthz
 """
 
+# Runs `manage.py migrate ...` inside the application's own Django. `lock`: under a lock of the database
+# itself, so that two machines take turns and the second sees what the first has applied. `ahead`:
+# applies nothing, but names the applied migrations that are newer than this code.
+MIGRATE = """\
+import os, runpy, sys, time
+mode, machine, limit = sys.argv[1], sys.argv[2], float(sys.argv[3])
+sys.argv, sys.path[0] = sys.argv[4:], os.getcwd()
+TRY = "SELECT pg_try_advisory_lock(1684369516, 1)"  # any two numbers that everybody uses
+HOLDER = (
+    "SELECT application_name, to_char(backend_start AT TIME ZONE 'UTC', 'HH24:MI:SS') FROM pg_stat_activity"
+    " JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND classid = 1684369516 AND objid = 1 AND granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+def notice_dead_clients(connection, **_):
+    # else a machine that loses its power in here would hold its locks for two hours
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            for name, value in ("idle", 10), ("interval", 5), ("count", 3):
+                cursor.execute("SET tcp_keepalives_%s = %d" % (name, value))
+
+def take_lock(cursor, database):
+    # Asked for again and again: a session that waits inside PostgreSQL holds up CREATE INDEX CONCURRENTLY.
+    end, told = time.monotonic() + limit, None
+    cursor.execute("SELECT set_config('application_name', %s, false)", ["deploy on " + machine])
+    while True:
+        cursor.execute(TRY)
+        if cursor.fetchone()[0]:
+            return
+        cursor.execute(HOLDER)
+        holder = "%s (connected since %s UTC)" % (cursor.fetchone() or ("another session", "just now"))
+        if time.monotonic() > end:
+            sys.exit("migrations of database %s are locked by %s; waited %g s for it" % (database, holder, limit))
+        if holder != told:
+            told = holder
+            print("waiting for %s, which migrates database %s; for at most %g s" % (told, database, limit), flush=True)
+        time.sleep(0.2)
+
+def locked(self, *args, **options):
+    BaseCommand.execute = execute
+    connection = connections[options.get("database") or "default"]
+    if connection.vendor != "postgresql":
+        if connection.vendor != "sqlite":
+            print("no lock against other machines: only known for PostgreSQL, not for " + connection.vendor)
+        return execute(self, *args, **options)
+    own = connection.copy()  # migrations may close theirs
+    try:
+        with own.cursor() as cursor:
+            take_lock(cursor, own.settings_dict["NAME"])
+            return execute(self, *args, **options)
+    finally:
+        own.close()
+
+def ahead(self, *args, **options):
+    from django.db.migrations.loader import MigrationLoader
+    from django.db.migrations.recorder import MigrationRecorder
+    recorder = MigrationRecorder(connections[options.get("database") or "default"])
+    known = set(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
+    newest = {}
+    if recorder.has_table():
+        for row in recorder.migration_qs.order_by("id"):
+            # older than a known one: squashed, and its file removed
+            newest[row.app] = [] if (row.app, row.name) in known else newest.get(row.app, []) + [row.name]
+    print("AHEAD", *(app + "." + name for app in newest if any(a == app for a, _ in known) for name in newest[app]))
+
+try:
+    from django.core.management.base import BaseCommand
+    from django.db import connections
+    from django.db.backends.signals import connection_created
+except ImportError:
+    pass  # manage.py itself will say what is missing
+else:
+    execute = BaseCommand.execute
+    BaseCommand.execute = {"lock": locked, "ahead": ahead}[mode]
+    connection_created.connect(notice_dead_clients, weak=False)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 LOCK_FILES = {"poetry.lock", "uv.lock", "package-lock.json", "pnpm-lock.yaml", "yarn.lock"}
 HOW_TO_GET = {
     "poetry": "https://python-poetry.org/docs/#installation (for the deploy user: pipx install poetry)",
@@ -188,6 +266,13 @@ class DeployError(Exception):
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail
+
+
+def last_words(error: DeployError) -> str:
+    """`: ` and the line of a failed command's output that says most: its last error, else its last line."""
+    lines = [line.strip() for line in error.detail.splitlines()]
+    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    return ": " + (telling or lines)[-1][:200] if lines else ""
 
 
 class UsageError(DeployError):
@@ -331,14 +416,16 @@ def run(
     cwd: Path | None = None,
     live: bool = False,
     check: bool = True,
+    shown: str = "",
 ) -> Completed:
     """Run one command to its end, in its own session, for at most `timeout` seconds.
 
     live: print `+ command` and its output line by line as it comes.
+    shown: how people see the command, if not as it is.
     check: raise CommandError unless it ends with 0. It is also raised, whatever `check` says,
     when the command cannot be started or takes too long; then its whole process group is ended.
     """
-    shown = shlex.join(argv)
+    shown = shown or shlex.join(argv)
     env = base_environment() if env is None else env
     if live:
         log(f"  + {shown}")
@@ -575,6 +662,11 @@ class Step:
     @property
     def makes_venv(self) -> bool:
         return ".venv" in self.provides
+
+    @property
+    def migrates(self) -> bool:
+        """Whether its command is `python manage.py migrate ...`: that runs under the database's lock."""
+        return self.run[1:3] == ("manage.py", "migrate")
 
     @property
     def syncs(self) -> bool:
@@ -1483,7 +1575,34 @@ def run_step(machine: Machine, release: Release, commit: Commit, decision: Decis
 
 
 def run_command(machine: Machine, release: Release, commit: Commit, step: Step) -> None:
-    run(step.run, cwd=release.path, env=step_environment(machine, release, commit.id), timeout=step.timeout, live=True)
+    """Run a step's command in the release; whatever it leaves running after a failure is ended."""
+    argv = step.run
+    if step.migrates:
+        limit = 0.9 * step.timeout  # so that who holds the lock is told before the step's own limit ends it
+        argv = (step.run[0], "-c", MIGRATE, "lock", machine.name, f"{limit:g}", *step.run[1:])
+    env = step_environment(machine, release, commit.id)
+    try:
+        run(argv, cwd=release.path, env=env, timeout=step.timeout, live=True, shown=shlex.join(step.run))
+    except BaseException:
+        end_leftovers(release.name)
+        raise
+
+
+def schema_ahead(machine: Machine, release: Release) -> str:
+    """A sentence about applied migrations that are newer than the release's code; empty if there are none.
+
+    Asks the application itself, for at most 20 seconds; a database that does not answer says nothing.
+    """
+    step = next((step for step in config_of_release(release).steps if step.migrates), None)
+    if not step or not (release.path / "manage.py").exists():
+        return ""
+    try:
+        argv = (step.run[0], "-c", MIGRATE, "ahead", machine.name, "0", *step.run[1:])
+        done = run(argv, cwd=release.path, env=step_environment(machine, release, release.commit), timeout=20)
+    except DeployError:
+        return ""
+    found = re.findall(r"^AHEAD (.+)$", done.out, re.MULTILINE)
+    return f"the database is ahead of {short(release.commit)}: {shorten(found[-1].replace(' ', ', '))}" if found else ""
 
 
 def leads_outside(release: Release, step: Step) -> bool:
@@ -1718,9 +1837,7 @@ def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: fl
                     timeout=min(timeout, 60.0),
                 )
             except CommandError as error:
-                return f"check of role {role.name} failed: {error}" + (
-                    f": {error.detail.splitlines()[-1]}" if error.detail else ""
-                )
+                return f"check of role {role.name} failed: {error}{last_words(error)}"
     return ""
 
 
@@ -1962,6 +2079,7 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
             except (DeployError, OSError) as error:
                 result = failure(attempt, error)
             if not (quiet and result["outcome"] == "unreachable"):
+                result = with_warnings(attempt, result)
                 record(attempt, result)
             running.clear()
             return result
@@ -1985,6 +2103,17 @@ def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
     if outcome != "broken":
         message += still_runs(attempt)
     return make_result(attempt, outcome, message, detail)
+
+
+def with_warnings(attempt: Attempt, result: Result) -> Result:
+    """Where an older release stays or comes back, say so if the database has moved on without it."""
+    current = current_release(attempt.machine)
+    if not current or result["outcome"] in ("deployed", "unchanged", "superseded"):
+        return result
+    warning = schema_ahead(attempt.machine, current)
+    if warning:
+        log.warning(warning)
+    return {**result, "warnings": [warning]} if warning else result
 
 
 def still_runs(attempt: Attempt) -> str:
@@ -2308,7 +2437,7 @@ def take_step(
     except DeployError as error:
         entry["result"] = "failed"
         attempt.state.remember_bad(commit.id, "step", f"step {step.name} failed")
-        raise DeployError(f"step {step.name} failed: {error}", error.detail) from None
+        raise DeployError(f"step {step.name} failed: {error}{last_words(error)}", error.detail) from None
     finally:
         entry["seconds"] = round(time.monotonic() - began, 2)
     if decision.fingerprint and attempt.state.steps.get(step.name) != decision.fingerprint:
@@ -2594,6 +2723,9 @@ def print_status(result: Result) -> None:
         print("  now       a deploy is going on: {stage} ({trigger}, since {started})".format(**result["running"]))
     if result["interrupted"]:
         print("  note      the last deploy was interrupted; the next one cleans up after it")
+    last = result["last"] or {}
+    for warning in last.get("warnings", []) if last.get("release") == result["release"] else []:
+        print(f"  warning   {warning}")
     for bad in result["bad_commits"]:
         print(f"  bad       {short(bad['commit'])}: {bad['why']} ({bad['when']})")
     if result["attempts"]:

@@ -1,0 +1,124 @@
+"""Two machines, one PostgreSQL: migrations take turns, and code that is older than the schema says so."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from lab.database import Migrations, deploy_together
+from lab.machine import Machine
+from lab.world import World
+
+
+@pytest.fixture
+def both(world: World) -> tuple[Machine, Machine]:
+    return world.boot("scheduler"), world.boot("frontend")
+
+
+def someone_holds_the_lock(world: World, seconds: int) -> subprocess.Popen[str]:
+    """A session that holds the migration lock; returns once it does."""
+    script = f"select pg_advisory_lock(1684369516, 1); select 'held'; select pg_sleep({seconds})"
+    command = [*world.machine("services").argv("postgres"), "env", "PGAPPNAME=somebody", "psql", "-qtA", "board"]
+    process = subprocess.Popen([*command, "-c", script], stdout=subprocess.PIPE, text=True)
+    time.sleep(1)
+    return process
+
+
+@pytest.mark.parametrize("kind", ["slow", "concurrent"])
+def test_a_migration_that_two_machines_begin_at_once_runs_once(
+    world: World, both: tuple[Machine, Machine], kind: str
+) -> None:
+    migrations = Migrations(world)
+    logs = ""
+    for _ in range(5 if kind == "slow" else 1):
+        name = migrations.add(kind, seconds=1)
+        done = deploy_together(*both)
+        assert [deploy.outcome for deploy in done] == ["deployed", "deployed"], done[0].log + done[1].log
+        applied = "".join(deploy.log for deploy in done)
+        assert applied.count(f"Applying board.{name}... OK") == 1
+        assert kind != "slow" or migrations.times_applied(name) == 1
+        logs += applied
+    assert "which migrates database board; for at most" in logs
+    assert "waiting for deploy on " in logs
+
+
+def test_a_failing_migration_leaves_the_old_release_and_a_free_lock(
+    world: World, both: tuple[Machine, Machine]
+) -> None:
+    old = both[1].health()
+    migrations = Migrations(world)
+    name = migrations.add("failing")
+    done = deploy_together(*both)
+    assert [deploy.outcome for deploy in done] == ["failed", "failed"]
+    assert all('column "no_such_column" does not exist' in deploy.message for deploy in done)
+    assert both[1].health() == old
+    world.commit({f"board/migrations/{name}.py": None}, "without it")
+    began = time.monotonic()
+    assert [deploy.outcome for deploy in deploy_together(*both)] == ["deployed", "deployed"]
+    assert time.monotonic() - began < 30
+
+
+def test_a_lock_that_stays_held_ends_the_step_and_says_who_holds_it(world: World) -> None:
+    frontend = world.boot("frontend")
+    old = frontend.health()
+    holder = someone_holds_the_lock(world, 60)
+    try:
+        world.commit({"deploy.ini": (world.clone / "deploy.ini").read_text() + "[step migrate]\ntimeout = 4\n"})
+        Migrations(world).add("slow")
+        done = frontend.deploy(expect=10)
+    finally:
+        holder.kill()
+    assert "step migrate failed" in done.message
+    assert "migrations of database board are locked by somebody" in done.message
+    assert frontend.health() == old
+
+
+def test_a_machine_that_loses_its_power_in_a_migration_frees_the_lock(
+    world: World, both: tuple[Machine, Machine]
+) -> None:
+    scheduler, frontend = both
+    name = Migrations(world).add("slow", seconds=60)
+    command = [*scheduler.argv("deploy"), "/srv/app/bin/deploy_machine.py"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    running = scheduler.root / "srv/app/state/running.json"
+    scheduler.wait_until(lambda: running.exists() and '"step migrate"' in running.read_text(), "no migration began")
+    time.sleep(2)
+    scheduler.cut()
+    process.kill()
+    process.communicate()
+    world.commit({f"board/migrations/{name}.py": Migrations(world).text(name, "slow", 0)}, "quicker")
+    began = time.monotonic()
+    assert frontend.deploy().outcome == "deployed"
+    assert time.monotonic() - began < 60, "PostgreSQL gave the lock up before its two hours of TCP keepalive"
+
+
+def test_a_boot_with_code_older_than_the_schema_says_so(world: World, both: tuple[Machine, Machine]) -> None:
+    scheduler, frontend = both
+    frontend.shut_down()
+    name = Migrations(world).add("slow", seconds=0)
+    assert scheduler.deploy().outcome == "deployed"
+    ini = frontend.root / "srv/app/machine.ini"
+    ini.write_text(ini.read_text() + "fetch_timeout = 2\n")
+    git = world.machine("services").root / "home/git/.ssh/authorized_keys"
+    keys = git.read_text()
+    git.write_text("")  # the repository is out of reach
+    frontend.boot(wait="gunicorn.service")
+    try:
+        frontend.wait_until(lambda: "ahead of" in frontend.journal("-b", "-t", "deploy-machine"), "no warning")
+        assert frontend.health()["status"] == 200
+        status = frontend.out("/srv/app/bin/deploy_machine.py status")
+    finally:
+        git.write_text(keys)
+    assert f"warning   the database is ahead of {frontend.health()['commit'][:8]}: board.{name}" in status
+    frontend.wait_for_startup()
+    assert "the database is ahead" not in frontend.out("/srv/app/bin/deploy_machine.py status")
+
+
+def test_a_rollback_behind_a_migration_says_so(world: World) -> None:
+    frontend = world.boot("frontend")
+    name = Migrations(world).add("slow", seconds=0)
+    assert "warnings" not in frontend.deploy().result
+    back = frontend.deploy("rollback")
+    assert back.result["warnings"] == [f"the database is ahead of {back.result['commit'][:8]}: board.{name}"]
