@@ -49,6 +49,7 @@ import json
 import os
 import pwd
 import re
+import select
 import selectors
 import shlex
 import shutil
@@ -89,6 +90,7 @@ FETCH_TIMEOUT = 60.0
 BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
 STAYS_HEALTHY = 1.0  # seconds that a release with a health check must stay healthy
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
+STALL_TIMEOUT = 10.0  # seconds that a reader of the log (a stalled ssh session) may hold a deploy up, once
 TAIL_LINES = 20  # of a failed command, repeated in the message
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 
@@ -326,6 +328,7 @@ class Log:
         self.fields: dict[str, str] = {}  # sent along with every journal entry
         self.journal: socket.socket | None = None
         self.stderr = True
+        self.timings = False  # --timings: how long each command took
         self.colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
 
     def use_journal(self) -> None:
@@ -343,11 +346,9 @@ class Log:
         if self.stderr:
             colour = self.COLOURS.get(level, "") if self.colour else ""
             try:
-                # backslashreplace: a step may print what this terminal cannot show
-                encoded = f"{colour}{message}{colour and chr(27) + '[0m'}\n".encode("utf-8", "backslashreplace")
-                os.write(2, encoded)
+                write_all(2, f"{colour}{message}{colour and chr(27) + '[0m'}\n")
             except OSError:
-                self.stderr = False  # whoever listened has gone; the deploy goes on
+                self.stderr = False  # whoever listened has gone, or stalls; the deploy goes on
         if self.journal and message.strip():
             entry = {"MESSAGE": message, "PRIORITY": str(level), "SYSLOG_IDENTIFIER": "deploy-machine"}
             with contextlib.suppress(OSError):
@@ -359,6 +360,15 @@ class Log:
     def output(self, line: str) -> None:
         """One line that a command printed."""
         self(f"    {line}")
+
+
+def write_all(descriptor: int, text: str) -> None:
+    """Write to a pipe or terminal. Raises OSError also when it takes nothing for STALL_TIMEOUT seconds."""
+    data = text.encode("utf-8", "backslashreplace")  # a step may print what is no text
+    for start in range(0, len(data), select.PIPE_BUF):  # so much never blocks where select() says yes
+        if not select.select([], [descriptor], [], STALL_TIMEOUT)[1]:
+            raise TimeoutError(errno.ETIMEDOUT, "nobody reads the output")
+        os.write(descriptor, data[start : start + select.PIPE_BUF])
 
 
 def journal_datagram(fields: Mapping[str, str]) -> bytes:
@@ -429,6 +439,7 @@ def run(
     env = base_environment() if env is None else env
     if live:
         log(f"  + {shown}")
+    began = time.monotonic()
     try:
         process = subprocess.Popen(
             list(argv),
@@ -449,6 +460,8 @@ def run(
     except BaseException:
         end_group(process)
         raise
+    if log.timings:
+        log(f"  {time.monotonic() - began:7.3f} s  {shown}")
     if check and process.returncode != 0:
         reason = f"ended with {process.returncode}"
         if process.returncode < 0:
@@ -537,20 +550,22 @@ def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def write_file(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file at once and durably: whoever reads it sees the old or the new one, whole."""
+def write_file(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace a file at once: whoever reads it sees the old or the new one, whole; durable: also after a power cut."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:
@@ -581,8 +596,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_file(path, json.dumps({"schema": SCHEMA, **value}) + "\n")
+def write_json(path: Path, value: Mapping[str, Any], durable: bool = True) -> None:
+    write_file(path, json.dumps({"schema": SCHEMA, **value}) + "\n", durable=durable)
 
 
 def remove(path: Path) -> None:
@@ -595,6 +610,33 @@ def remove(path: Path) -> None:
         except PermissionError:  # a step made directories read-only
             run(["chmod", "-R", "u+rwX", str(path)])
             shutil.rmtree(path)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error, or the output of a command that failed, says that there was no space."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    text = f"{error} {getattr(error, 'detail', '')}"
+    return bool(re.search("no space left on device|disk quota exceeded", text, re.IGNORECASE))
+
+
+def free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path).free
+
+
+def megabytes(number: int) -> str:
+    return f"{number / 1e6:.0f} MB" if number >= 1e7 else f"{number / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def removed_on_failure(path: Path) -> Iterator[Path]:
+    """Leave nothing of a directory whose making did not succeed, whatever the reason."""
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError, DeployError):
+            remove(path)
+        raise
 
 
 def parse_env_file(text: str) -> dict[str, str]:
@@ -1011,14 +1053,18 @@ def append_history(machine: Machine, result: Mapping[str, Any]) -> None:
     if path.exists() and path.stat().st_size > HISTORY_BYTES:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         write_file(path, "".join(lines[len(lines) // 2 :]))
-    with open(path, "a+b") as file:
-        if file.tell():
+    with open(path, "a+b", buffering=0) as file:
+        size = file.tell()
+        if size:
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(result).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        line = b"\n" * (size > 0 and file.read(1) != b"\n") + json.dumps(result).encode() + b"\n"
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_history(machine: Machine) -> list[dict[str, Any]]:
@@ -1043,10 +1089,12 @@ class Running:
         self.path = machine.state / "running.json"
 
     def read(self) -> dict[str, Any] | None:
-        return read_json(self.path)
+        """What it says; of one that a power cut has damaged, that there was a deploy."""
+        return read_json(self.path) or ({"stage": "unknown"} if self.path.exists() else None)
 
     def write(self, **fields: Any) -> None:
-        write_json(self.path, {**(self.read() or {}), **fields})
+        # not durable: whatever stage a power cut leaves here, the next run does the same
+        write_json(self.path, {**(self.read() or {}), **fields}, durable=False)
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -1166,11 +1214,12 @@ class Mirror:
         except CommandError as error:
             if "took longer" not in str(error):
                 raise
-            raise Unreachable(f"{self.url}: git fetch was not done within {timeout:g} s", error.detail) from None
+            raise Unreachable(f"{self.url}: git fetch was not done within {timeout:.3g} s", error.detail) from None
         if done.code != 0 and "couldn't find remote ref" in done.err:
             raise UsageError(f"{self.url}: has no branch {branch!r}")
         if done.code != 0:
-            raise Unreachable(f"{self.url}: could not be fetched: {reason_of(done.err)}", tail(done.err))
+            failed = Unreachable(f"{self.url}: could not be fetched: {reason_of(done.err)}", tail(done.err))
+            raise DeployError(str(failed), failed.detail) if is_disk_full(failed) else failed
         return self.resolve(f"refs/heads/{branch}")
 
     def is_sound(self) -> bool:
@@ -1221,6 +1270,10 @@ class Mirror:
                     timeout=600,
                     live=True,
                 )
+        except CommandError as error:
+            if free_bytes(destination) < 1_000_000:  # git does not say it
+                raise CommandError(f"checking out: {os.strerror(errno.ENOSPC)}", error.detail) from None
+            raise
         finally:
             index.unlink(missing_ok=True)
 
@@ -1339,6 +1392,11 @@ def kept(machine: Machine, step: Step, key: str) -> Path | None:
     return found[-1] if found else None
 
 
+def newest_first(machine: Machine, step: Step) -> list[Path]:
+    """Every environment of the step, the last one made first (names end with the time)."""
+    return sorted(machine.envs.glob(f"{step.name}-*"), key=lambda path: path.name[-16:], reverse=True)
+
+
 def new_environment(machine: Machine, step: Step, key: str) -> Path:
     seconds = time.time()
     while True:
@@ -1352,8 +1410,9 @@ def new_environment(machine: Machine, step: Step, key: str) -> Path:
 
 def mark_complete(environment: Path, fingerprint: Mapping[str, str]) -> None:
     """The last thing written: after a power cut a half-made environment must not look whole."""
+    size = int(run(["du", "-s", "--block-size=1", str(environment)], timeout=600).out.split()[0])
     run(["sync", "--file-system", str(environment)], timeout=600)
-    write_json(environment / ".complete", {"fingerprint": dict(fingerprint), "made": now()})
+    write_json(environment / ".complete", {"fingerprint": dict(fingerprint), "made": now(), "bytes": size})
 
 
 def clean_up(machine: Machine) -> None:
@@ -1367,7 +1426,7 @@ def clean_up(machine: Machine) -> None:
         end_leftovers(str(interrupted.get("release", "")))
     current = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
     for path in machine.releases.iterdir():
-        if path.name != current and not Release(path).is_complete:
+        if path.name != current and not Release(path).is_good:  # never switched to, or given up
             remove(path)
     for path in machine.envs.iterdir():
         if not (path / ".complete").exists():
@@ -1565,11 +1624,11 @@ def run_step(machine: Machine, release: Release, commit: Commit, decision: Decis
             )
     if not step.provides or not decision.fingerprint or leads_outside(release, step):
         return None
-    environment = new_environment(machine, step, decision.key)
-    for path in step.provides:
-        (environment / path).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(release.path / path, environment / path)
-    mark_complete(environment, decision.fingerprint)
+    with removed_on_failure(new_environment(machine, step, decision.key)) as environment:
+        for path in step.provides:
+            (environment / path).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(release.path / path, environment / path)
+        mark_complete(environment, decision.fingerprint)
     link_environment(release, step, environment)
     return environment
 
@@ -1630,41 +1689,42 @@ def link_environment(release: Release, step: Step, environment: Path) -> None:
 
 def make_venv(machine: Machine, release: Release, commit: Commit, decision: Decision) -> Path:
     """Make a virtual environment at its final place, from a copy of the nearest one if that helps."""
-    step = decision.step
-    nearest = nearest_venv(machine, decision) if step.syncs else None
-    while True:
-        environment = new_environment(machine, step, decision.key)
-        venv = environment / ".venv"
+    nearest = nearest_venv(machine, decision) if decision.step.syncs else None
+    if nearest:
         try:
-            if nearest:
-                log(f"  starting from a copy of {nearest.parent.name}")
-                # a copy, never hard links: installers write into files in place
-                run(["cp", "-a", "--reflink=auto", str(nearest), str(venv)], timeout=step.timeout)
-                relocate_venv(venv, str(nearest), str(venv))
-            else:
-                pip = [] if "pip" in step.run else ["--without-pip"]
-                run([commit.config.python, "-m", "venv", *pip, str(venv)], timeout=step.timeout)
-            link_environment(release, step, environment)
-            run_command(machine, release, commit, step)
-            # services may not write here: without this they would compile at every start
-            run(
-                [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", "0", f"{venv}/lib"],
-                timeout=step.timeout,
-                check=False,
-            )
-            mark_complete(environment, decision.fingerprint)
-            return environment
-        except DeployError as error:
-            remove(environment)
-            if not nearest:
+            return fill_venv(machine, release, commit, decision, nearest)
+        except CommandError as error:
+            if is_disk_full(error):
                 raise
             log.warning(f"  the copy could not be used ({error}); building it fresh")
-            nearest = None
+    return fill_venv(machine, release, commit, decision, None)
+
+
+def fill_venv(machine: Machine, release: Release, commit: Commit, decision: Decision, nearest: Path | None) -> Path:
+    """Make the virtual environment, empty or as a copy of `nearest`, and run the step in it."""
+    step = decision.step
+    with removed_on_failure(new_environment(machine, step, decision.key)) as environment:
+        venv = environment / ".venv"
+        if nearest:
+            log(f"  starting from a copy of {nearest.parent.name}")
+            # a copy, never hard links: installers write into files in place
+            run(["cp", "-a", "--reflink=auto", str(nearest), str(venv)], timeout=step.timeout)
+            relocate_venv(venv, str(nearest), str(venv))
+        else:
+            pip = [] if "pip" in step.run else ["--without-pip"]
+            run([commit.config.python, "-m", "venv", *pip, str(venv)], timeout=step.timeout)
+        link_environment(release, step, environment)
+        run_command(machine, release, commit, step)
+        # services may not write here: without this they would compile at every start
+        compile_all = [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", "0", f"{venv}/lib"]
+        run(compile_all, timeout=step.timeout, check=False)
+        mark_complete(environment, decision.fingerprint)
+    return environment
 
 
 def nearest_venv(machine: Machine, decision: Decision) -> Path | None:
     """The newest kept environment of this step for the same interpreter."""
-    for path in sorted(machine.envs.glob(f"{decision.step.name}-*"), key=lambda path: path.name[-16:], reverse=True):
+    for path in newest_first(machine, decision.step):
         marker = read_json(path / ".complete")
         if marker and marker["fingerprint"].get("python version") == decision.fingerprint["python version"]:
             return path / ".venv"
@@ -1762,7 +1822,10 @@ def bring_services(config: Config, roles: Sequence[Role], since: float, restart:
         running = states[unit]["ActiveState"] in ("active", "reloading", "deactivating")
         # a plain start would sit out the delay of a unit that systemd is about to start again
         crashed = states[unit]["SubState"] == "auto-restart"
-        verb = "restart" if crashed or (running and restart and started(states[unit]) < since) else "start"
+        # and one that hangs in its start would not take notice of the release that it is to run now
+        stuck = restart and states[unit]["ActiveState"] == "activating"
+        old = restart and running and started(states[unit]) < since
+        verb = "restart" if crashed or stuck or old else "start"
         if states[unit]["ActiveState"] == "failed" or states[unit]["NRestarts"] not in ("", "0"):
             systemctl(["reset-failed"], unit, timeout)  # else a crash loop's start limit refuses the start
         if verb == "restart" or not running:
@@ -1910,10 +1973,10 @@ def probe_watching(
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(0.5)
-    while thread.is_alive():
+    while thread.is_alive() and time.monotonic() < deadline + 1:  # an answer may also drip in for ever
         watch()
         thread.join(0.5)
-    return answer[0] if answer else "the health check could not be made"
+    return answer[0] if answer else "the health check does not end"
 
 
 def journal_of(unit: str) -> str:
@@ -1929,6 +1992,13 @@ def journal_of(unit: str) -> str:
 
 
 Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
+
+
+def process_start() -> float:
+    """When this process was started, in monotonic seconds (to 10 ms): imports count as work."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - max(0.0, age)
 
 
 @dataclasses.dataclass
@@ -1949,6 +2019,9 @@ class Attempt:
     is_ready: bool = False
     is_switched: bool = False
     lock: int = -1
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each stage, in order
+    stage_name: str = "start"
+    stage_began: float = dataclasses.field(default_factory=process_start)
 
     def ready(self) -> None:
         """At boot: let systemd start the services now, on whatever `current` is. Works once."""
@@ -1958,9 +2031,18 @@ class Attempt:
 
     def stage(self, name: str, **fields: Any) -> None:
         """Record how far this deploy has come, for `status`, waiting deploys and the next one."""
+        self.take_time()
+        self.stage_name = name
         if self.options.command in ("deploy", "rollback"):
             Running(self.machine).write(stage=name, **fields)
         show_progress(name)
+
+    def take_time(self) -> Mapping[str, float]:
+        """Add the time since the last call to the present stage; return all stages."""
+        instant = time.monotonic()
+        spent = self.timings.get(self.stage_name, 0.0) + instant - self.stage_began
+        self.timings[self.stage_name], self.stage_began = round(spent, 3), instant
+        return dict(self.timings)
 
 
 def new_attempt(machine: Machine, options: argparse.Namespace) -> Attempt:
@@ -2057,14 +2139,16 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
 
     def while_waiting(stage: str) -> None:
         # A push that came first waits for systemd to start services, and systemd waits for us.
-        if stage == "services":
+        if stage in ("services", "confirming"):
             attempt.ready()
 
     try:
         with hold_lock(machine, attempt.options, while_waiting) as attempt.lock:
-            clean_up(machine)
-            running.write(pid=os.getpid(), trigger=attempt.trigger, started=attempt.started, stage="start", release="")
             try:
+                clean_up(machine)
+                running.write(
+                    pid=os.getpid(), trigger=attempt.trigger, started=attempt.started, stage="start", release=""
+                )
                 result = story(attempt)
             except Terminated as stop:
                 if attempt.is_switched:
@@ -2100,6 +2184,8 @@ def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
             else:
                 attempt.services, problem = observe(attempt.machine, current_release(attempt.machine))
                 attempt.healthy = not problem
+    if is_disk_full(error):
+        message += f"; {attempt.machine.root} has {megabytes(free_bytes(attempt.machine.root))} free"
     if outcome != "broken":
         message += still_runs(attempt)
     return make_result(attempt, outcome, message, detail)
@@ -2144,6 +2230,7 @@ def make_result(attempt: Attempt, outcome: str, message: str, detail: str = "") 
         "services": attempt.services,
         "healthy": attempt.healthy,
         "message": " ".join(message.split()),
+        "timings": attempt.take_time(),
     }
     return {**result, "detail": detail} if detail else result
 
@@ -2172,6 +2259,7 @@ def bring_to_target(attempt: Attempt) -> Result:
     done = nothing_to_do(attempt, mirror, wanted)
     if done:
         return done
+    attempt.stage("planning")
     tree = mirror.tree(wanted)
     hand_over(attempt, mirror, tree, tip)
     commit = load_commit(mirror, wanted, tree)
@@ -2375,26 +2463,43 @@ def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | N
     """Make the complete release beside the running one. On any failure nothing of it is left."""
     machine = attempt.machine
     decisions = decide(machine, commit, attempt.state, attempt.options.full)
+    free = check_space(machine, current, decisions)
     release = new_release(machine, commit.id)
-    try:
+    with removed_on_failure(release.path):
         ahead = f" ({mirror.count(current.commit, commit.id)} commits ahead of what runs)" if current else ""
         log(f"building release {release.name}{ahead}")
         attempt.stage("checking out", release=release.name)
         mirror.check_out(commit, release.path)
         link_shared(machine, commit.config, release)
         write_file(release.path / "REVISION", commit.id + "\n")
+        used = max(0, free - free_bytes(machine.root))
         environments = [take_step(attempt, commit, release, decision, current) for decision in decisions]
         meta = {
             "commit": commit.id,
             "built": now(),
             "trigger": attempt.trigger,
             "envs": [path.name for path in environments if path],
+            "bytes": used,
         }
         write_json(release.path / ".release.json", meta)
-        return release
-    except BaseException:
-        shutil.rmtree(release.path, ignore_errors=True)
-        raise
+    return release
+
+
+def check_space(machine: Machine, current: Release | None, decisions: Sequence[Decision]) -> int:
+    """The free bytes. Raises DeployError if they are fewer than the last release and environments took."""
+    sizes = {"the checkout": int(current.meta.get("bytes", 0)) if current else 0}
+    for decision in decisions:
+        if decision.needed and decision.step.provides:
+            newest = [read_json(path / ".complete") or {} for path in newest_first(machine, decision.step)[:1]]
+            sizes[decision.step.name] = sum(int(marker.get("bytes", 0)) for marker in newest)
+    free, needed = free_bytes(machine.root), sum(sizes.values())
+    if needed > free:
+        parts = ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items() if size)
+        raise DeployError(
+            f"not enough space: {machine.root} has {megabytes(free)} free and this needs about {megabytes(needed)}"
+            f" ({parts}); free some, or lower keep in deploy.ini"
+        )
+    return free
 
 
 def link_shared(machine: Machine, config: Config, release: Release) -> None:
@@ -2436,7 +2541,8 @@ def take_step(
                 keep_old_files(release, current, step)
     except DeployError as error:
         entry["result"] = "failed"
-        attempt.state.remember_bad(commit.id, "step", f"step {step.name} failed")
+        if not is_disk_full(error):  # which is not the commit's fault
+            attempt.state.remember_bad(commit.id, "step", f"step {step.name} failed")
         raise DeployError(f"step {step.name} failed: {error}{last_words(error)}", error.detail) from None
     finally:
         entry["seconds"] = round(time.monotonic() - began, 2)
@@ -2463,8 +2569,6 @@ def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good:
     except (Unhealthy, CommandError) as error:
         log(f"{short(release.commit)} is not healthy: {error}", Log.ERROR)
         return go_back(attempt, release, good, error)
-    release.confirm()
-    attempt.state.forget_bad(release.commit)
     finish(attempt, config, release)
     commits = f" from {short(attempt.previous)}" if attempt.previous else ""
     return make_result(attempt, "deployed", f"{short(release.commit)} deployed{commits}")
@@ -2477,6 +2581,7 @@ def activate(attempt: Attempt, config: Config, release: Release, since: float) -
     if machine.is_set_up:
         actions = stop_foreign_units(config, roles, config.service_timeout)
         attempt.services = actions + bring_services(config, roles, since, restart=True)
+        attempt.stage("confirming")
         confirm(machine, config, release, since)
         attempt.services = with_states(attempt.services)
     else:
@@ -2511,16 +2616,26 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
 
 
 def finish(attempt: Attempt, config: Config, release: Release) -> None:
-    """Remove what nothing needs any more, and keep the script that boots use up to date."""
+    """Note that the release is good, remove what nothing needs any more, and keep boot's script up to date."""
     machine = attempt.machine
-    try:
-        prune(machine, config.keep)
-        for script in (machine.state / "scripts").glob("*.py"):
-            if script.stat().st_mtime < time.time() - 86400:  # a push may just have put one there
-                script.unlink()
-        refresh_script(machine, release)
-    except OSError as error:
-        log.warning(f"tidying up: {error}")  # the deploy itself is done
+    attempt.stage("tidying up")
+    for task in (
+        release.confirm,
+        lambda: attempt.state.forget_bad(release.commit),
+        lambda: prune(machine, config.keep),
+        lambda: remove_old_scripts(machine),
+        lambda: refresh_script(machine, release),
+    ):
+        try:
+            task()
+        except OSError as error:  # the deploy itself is done; the next one does this again
+            log.warning(f"tidying up: {error}")
+
+
+def remove_old_scripts(machine: Machine) -> None:
+    for script in (machine.state / "scripts").glob("*.py"):
+        if script.stat().st_mtime < time.time() - 86400:  # a push may just have put one there
+            script.unlink()
 
 
 def refresh_script(machine: Machine, release: Release) -> None:
@@ -2829,6 +2944,7 @@ exit codes:
         help=f"seconds to wait for the repository (default: machine.ini, else {FETCH_TIMEOUT:g})",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line on stdout")
+    parser.add_argument("--timings", action="store_true", help="print how long each command and each stage took")
     parser.add_argument("--show-config", action="store_true", help="plan: print the built-in deploy.ini and end")
     parser.add_argument("--debug", action="store_true", help="show a traceback also for expected errors")
     parser.add_argument("--version", action="version", version=f"deploy_machine.py {VERSION}")
@@ -2857,10 +2973,14 @@ def main_inner(arguments: Sequence[str]) -> int:
         return 0
     if options.target is not None and options.command != "rollback":
         raise UsageError(f"unexpected argument {options.target!r} (see --help)")
+    log.timings = options.timings
     result = COMMANDS[options.command](load_machine(options), options)
-    with contextlib.suppress(BrokenPipeError):
+    if options.timings:
+        for stage, seconds in result.get("timings", {}).items():
+            log(f"{seconds:9.3f} s  {stage}")
+    with contextlib.suppress(OSError):
         if options.json:
-            print(json.dumps(result), flush=True)
+            write_all(1, json.dumps(result) + "\n")
         elif options.command in PRINTERS:
             PRINTERS[options.command](result)
     return EXIT_CODES[result["outcome"]] if "outcome" in result else 0
@@ -2884,9 +3004,12 @@ def main() -> NoReturn:
         log(f"deploy_machine.py: {error}", Log.ERROR)
         show_progress(str(error))
         sys.exit(EXIT_USAGE)
-    except DeployError as error:  # plan and status have no result to put it into
-        log(f"deploy_machine.py: {error}" + (f"\n{error.detail}" if error.detail else ""), Log.ERROR)
-        sys.exit(EXIT_CODES[error.outcome])
+    except (DeployError, OSError) as error:  # where there is no result to put it into
+        if "--debug" in sys.argv:
+            raise
+        detail = getattr(error, "detail", "")
+        log(f"deploy_machine.py: {error}" + (f"\n{detail}" if detail else ""), Log.ERROR)
+        sys.exit(EXIT_CODES[getattr(error, "outcome", "failed")])
     except Terminated as stop:
         # die by the signal itself, so that systemd and shells see what happened
         signal.signal(stop.signum, signal.SIG_DFL)

@@ -1,0 +1,94 @@
+"""Whatever hangs ends within its own limit, with its own message, and leaves nothing running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from small_app import DEPLOY_INI, App
+
+
+def command_lines() -> str:
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_remote_that_accepts_and_says_nothing(app: App) -> None:
+    app.deploy()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"git://127.0.0.1:{silent.getsockname()[1]}/app.git"
+        began = time.monotonic()
+        command = [word.replace(f"file://{app.origin}", url) for word in app.command("--fetch-timeout", "2")]
+        done = subprocess.run(command, env=app.environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert time.monotonic() - began < 15
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["outcome"]) == (75, "unreachable")
+    assert f"{url}: git fetch was not done within 2 s" in result["message"]
+    assert url not in command_lines()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'trap "" TERM; sleep 46.11 & while :; do sleep 46.11; done',
+        "setsid sleep 46.11 & sleep 46.11",
+    ],
+    ids=["ignores TERM", "a child in a session of its own"],
+)
+def test_a_step_that_does_not_want_to_end(app: App, script: str) -> None:
+    good = app.deploy().result["commit"]
+    app.commit({"slow.sh": script, "deploy.ini": DEPLOY_INI + "\n[step slow]\ntimeout = 1\nrun = sh slow.sh\n"})
+    began = time.monotonic()
+    done = app.deploy(expect=10)
+    assert time.monotonic() - began < 20
+    assert "step slow failed: sh slow.sh took longer than 1 s and was ended" in done.result["message"]
+    assert "sleep 46.11" not in command_lines()
+    assert app.revision() == good
+
+
+def test_a_reader_of_the_log_that_stalls_does_not_hold_the_deploy_up(app: App) -> None:
+    new = app.commit({"deploy.ini": DEPLOY_INI + "\n[step talk]\nrun = seq 100000\n"})
+    read, write = os.pipe()  # nobody ever reads it: it takes 64 KiB
+    try:
+        began = time.monotonic()
+        process = subprocess.Popen(app.command("deploy"), stdout=write, stderr=write, env=app.environment())
+        assert process.wait(60) == 0
+        assert time.monotonic() - began < 30
+    finally:
+        os.close(read)
+        os.close(write)
+    assert app.revision() == new
+
+
+def test_a_check_that_does_not_end(app: App) -> None:
+    good = app.deploy().result["commit"]
+    text = DEPLOY_INI.replace("[deploy]", "[deploy]\nhealth_timeout = 2").replace(
+        "[role web]", "[role web]\ncheck = sleep 45.11\n"
+    )
+    app.commit({"deploy.ini": text})
+    began = time.monotonic()
+    done = app.deploy(expect=11)
+    assert time.monotonic() - began < 20
+    assert "sleep 45.11 took longer than" in done.result["message"]
+    assert "sleep 45.11" not in command_lines()
+    assert app.revision() == good
+
+
+def test_a_deploy_that_is_killed_leaves_no_step_behind_after_the_next(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step slow]\nrun = sh -c 'test -e $HOME/go || setsid sleep 44.11'\n"})
+    process = subprocess.Popen(
+        app.command("deploy"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=app.environment()
+    )
+    end = time.monotonic() + 20
+    while "sleep 44.11" not in command_lines() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    (app.root.parent / "go").touch()
+    app.deploy()
+    assert "\nsleep 44.11" not in command_lines()
