@@ -983,11 +983,12 @@ def find_root(given: str | None) -> Path:
         )
     owner = root.stat().st_uid
     if os.geteuid() == 0 and owner != 0:
-        become(owner)
+        # its owner can change whatever would run here, this file first of all
+        raise UsageError(f"{root}: root must not run what another user can write; use: sudo -u {user_name(owner)} ...")
     try:
         entries = {path.name for path in root.iterdir()}
     except PermissionError:
-        raise UsageError(f"{root}: may not be read by this user; run as its owner: sudo -u '#{owner}' ...") from None
+        raise UsageError(f"{root}: may not be read by this user; run as its owner: sudo -u {user_name(owner)} ...") from None
     if entries and not entries & {"machine.ini", "state"}:
         raise UsageError(
             f"{root}: is neither empty nor a root of deploy_machine.py (no machine.ini); name another with --root"
@@ -995,24 +996,18 @@ def find_root(given: str | None) -> Path:
     return root
 
 
-def become(uid: int) -> None:
-    """Go on as the owner of the root: root must not leave files there that the owner cannot change."""
-    user = pwd.getpwuid(uid)
-    os.initgroups(user.pw_name, user.pw_gid)
-    os.setgid(user.pw_gid)
-    os.setuid(uid)
-    os.environ.update(HOME=user.pw_dir, USER=user.pw_name, LOGNAME=user.pw_name)
-    os.chdir("/")
-
-
 def must_own(machine: Machine) -> None:
     owner = machine.root.stat().st_uid
     if owner != os.geteuid():
-        try:
-            name = pwd.getpwuid(owner).pw_name
-        except KeyError:
-            name = f"#{owner}"
+        name = user_name(owner)
         raise UsageError(f"{machine.root}: belongs to {name}; run this as that user: sudo -u {name} ...")
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
 
 
 # --- state and history --------------------------------------------------------------------------

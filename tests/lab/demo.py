@@ -45,7 +45,7 @@ def main() -> int:
         world.boot("frontend")
         print(frontend.out("journalctl -b -t deploy-machine -o cat | grep -v '^ '"))
         say(f"the frontend answers: {frontend.health()}")
-        print("\n" + frontend.out("/srv/app/bin/deploy_machine.py status"))
+        print("\n" + frontend.out("/srv/app/bin/deploy_machine.py status", user="deploy"))
         world.leave_running()
         world.closed = True  # it stays, to be explored
     say(f"done in {time.monotonic() - began:.0f} s")

@@ -171,7 +171,7 @@ def test_a_power_cut_during_the_boot_deploy(world: World, stage: str) -> None:
     assert frontend.wait_for_startup() == "exited"
     assert frontend.health() == {"status": 200, "commit": newest}
     assert "was interrupted" in frontend.journal("-b", "-t", "deploy-machine") or stage == "fetching"
-    status = json.loads(frontend.out("/srv/app/bin/deploy_machine.py status --json"))
+    status = json.loads(frontend.out("/srv/app/bin/deploy_machine.py status --json", user="deploy"))
     assert (status["commit"], status["healthy"], status["interrupted"]) == (newest, True, False)
 
 

@@ -237,7 +237,7 @@ def test_an_unhealthy_release_is_taken_back(world: World, file: str, old: str, n
     assert "is not tried again" in again.message
     assert again.ran == []
     assert frontend.deploy("--force", expect=11).outcome == "rolled_back"
-    status = json.loads(frontend.out("/srv/app/bin/deploy_machine.py status --json"))
+    status = json.loads(frontend.out("/srv/app/bin/deploy_machine.py status --json", user="deploy"))
     assert [entry["commit"] for entry in status["bad_commits"]] == [bad]
     assert status["healthy"] is True
     world.commit(world.edit(file, new, old))

@@ -235,7 +235,7 @@ def test_a_cancelled_run_leaves_the_machine_whole(ci: Ci) -> None:
     run.wait(60)
     scheduler.wait_until(lambda: commit_on(world, "scheduler") == newest, "the host did not finish by itself", 40)
     scheduler.wait_until(lambda: not running.exists(), "the deploy did not end", 40)
-    status = json.loads(scheduler.out("/srv/app/bin/deploy_machine.py status --json"))
+    status = json.loads(scheduler.out("/srv/app/bin/deploy_machine.py status --json", user="deploy"))
     assert (status["commit"], status["healthy"], status["interrupted"]) == (newest, True, False)
 
 
