@@ -904,6 +904,7 @@ class Machine:
     branch: str  # empty: as deploy.ini says
     fetch_timeout: float
     boot_timeout: float
+    verify: bool  # deploy only commits that a key in allowed_signers has signed
     is_set_up: bool  # without machine.ini no service is touched
 
     @property
@@ -936,7 +937,7 @@ def load_machine(options: argparse.Namespace) -> Machine:
     try:
         if path.exists():
             parser.read_string(path.read_text(encoding="utf-8"))
-            known = {"name", "roles", "repo", "branch", "fetch_timeout", "boot_timeout"}
+            known = {"name", "roles", "repo", "branch", "fetch_timeout", "boot_timeout", "verify"}
             unknown = [name for name in parser.sections() if name != "machine"]
             section = parser["machine"] if parser.has_section("machine") else {}
             if unknown or not section or set(section) - known:
@@ -954,6 +955,7 @@ def load_machine(options: argparse.Namespace) -> Machine:
             boot_timeout=number(
                 {**section, "boot_timeout": section.get("boot_timeout", str(BOOT_TIMEOUT))}, "boot_timeout"
             ),
+            verify=check_verify(section.get("verify", "")),
             is_set_up=bool(section),
         )
     except (configparser.Error, ValueError) as error:
@@ -966,6 +968,13 @@ def check_url(url: str) -> str:
     if url.startswith("-") or any(ord(char) < 33 for char in url):
         raise ValueError(f"repository {url!r}: not an address that git could fetch from")
     return url
+
+
+def check_verify(value: str) -> bool:
+    # anything else must not be taken for "no"
+    if value not in ("", "signatures"):
+        raise ValueError(f"verify = {value}: the only way to verify is `signatures`")
+    return bool(value)
 
 
 def find_root(given: str | None) -> Path:
@@ -1290,6 +1299,37 @@ class Mirror:
             "-c",
             "filter.lfs.smudge=git-lfs smudge -- %f",
         ]
+
+
+def verify_signature(machine: Machine, mirror: Mirror, commit: str) -> None:
+    """Raise DeployError unless a key in allowed_signers has signed the commit (verify = signatures).
+
+    Only machine.ini can ask for it: a commit's own deploy.ini could switch off its own verification.
+    """
+    signers = machine.root / "allowed_signers"
+    if not machine.verify:
+        return
+    if not signers.is_file() or not signers.stat().st_size:
+        raise DeployError(f"verify = signatures, but {signers} is missing or empty: setup_machine.py --allowed-signers")
+    version = re.findall(r"\d+", run(["git", "--version"]).out)
+    if [int(part) for part in version[:2]] < [2, 34] or not shutil.which("ssh-keygen", path=base_environment()["PATH"]):
+        raise DeployError("verify = signatures needs git 2.34 or newer, and ssh-keygen")
+    settings = {
+        "gpg.format": "ssh",
+        "gpg.ssh.allowedSignersFile": str(signers),
+        "gpg.ssh.program": "ssh-keygen",
+        "gpg.program": "false",  # the keyring of this user is not asked
+        "gpg.x509.program": "false",
+    }
+    options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+    # G: good, and by a key that is in the file; U: good, by some other key; N: none
+    told = mirror.git(*options, "log", "-1", "--no-show-signature", "--format=%G?%n%GS%n%GK", commit).out.split("\n")
+    status, signer, key = (line.strip() for line in [*told, "", "", ""][:3])
+    if status != "G":
+        by = f"is signed by {key}, which is not valid in {signers}" if status == "U" else "is not signed"
+        by = "has a signature that is not good" if status not in ("U", "N") else by
+        raise DeployError(f"{short(commit)} {by}; nothing of it was run")
+    log(f"{short(commit)} is signed by {signer} ({key})")
 
 
 def reason_of(stderr: str) -> str:
@@ -2255,6 +2295,7 @@ def bring_to_target(attempt: Attempt) -> Result:
     if done:
         return done
     attempt.stage("planning")
+    verify_signature(machine, mirror, wanted)  # before anything of the commit runs
     tree = mirror.tree(wanted)
     hand_over(attempt, mirror, tree, tip)
     commit = load_commit(mirror, wanted, tree)
@@ -2313,6 +2354,7 @@ def fetch_until(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
             tip = fetch_repaired(mirror, branch, left)
             wrong_branch = "" if machine.branch else branch_of_config(mirror, tip, branch)
             if wrong_branch:
+                verify_signature(machine, mirror, tip)
                 branch = wrong_branch
                 continue
             if not options.contains or mirror.contains(tip, options.contains):
@@ -2653,6 +2695,7 @@ def plan(machine: Machine, options: argparse.Namespace) -> Result:
     mirror = Mirror(machine.mirror, machine.repo)
     with hold_lock(machine, options, lambda stage: None):
         wanted, _ = find_target(attempt, mirror)
+        verify_signature(machine, mirror, wanted)
         commit = load_commit(mirror, wanted, mirror.tree(wanted))
         roles = machine_roles(machine, commit.config)
         current = current_release(machine)
