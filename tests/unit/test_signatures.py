@@ -1,0 +1,155 @@
+"""verify = signatures in machine.ini: nothing of a commit that no allowed key has signed is run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from small_app import DEPLOY_INI, REPOSITORY, SCRIPT, App, Outcome
+
+
+# machine.ini makes the script look after services: have none
+QUIET_INI = DEPLOY_INI.replace("services = worker.service\n", "") + (
+    "[role scheduler]\nservices =\n[role frontend]\nservices =\nreload =\n"
+)
+
+
+class Keys:
+    """Two developers' keys, of which only `alice` is in allowed_signers, and an application that verifies."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.folder = app.root.parent
+        for name in ("alice", "mallory"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(self.folder / name)], check=True
+            )
+        (app.root / "machine.ini").write_text("[machine]\nname = one\nroles = web\nverify = signatures\n")
+        self.allow(f"alice@example.com {(self.folder / 'alice.pub').read_text()}")
+
+    def allow(self, text: str) -> None:
+        (self.app.root / "allowed_signers").write_text(text)
+
+    def commit(self, signer: str, files: dict[str, str | bytes | None] | None = None) -> str:
+        self.app.commit({"deploy.ini": QUIET_INI, **(files or {})}, "change")
+        sign = ["-c", "gpg.format=ssh", "-c", f"user.signingkey={self.folder / signer}.pub"]
+        self.app.git(*sign, "commit", "-q", "--amend", "--allow-empty", "--no-edit", "-S")
+        return self.app.git("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def keys(app: App) -> Keys:
+    return Keys(app)
+
+
+HOSTILE = {
+    # each leaves a trace if anything of it runs
+    "deploy.ini": QUIET_INI + "[step evil]\nrun = touch ../../ran-step\n",
+    "scripts/deploy_machine.py": "import pathlib\npathlib.Path(__file__).with_name('ran-script').touch()\n",
+}
+
+
+def refused(app: App, *arguments: str) -> Outcome:
+    done = app.deploy(*arguments, expect=10)
+    assert done.result["outcome"] == "failed"
+    assert "nothing of it was run" in done.result["message"]
+    assert "handing over" not in done.log
+    assert not list(app.root.rglob("ran-*"))
+    return done
+
+
+def test_a_signed_commit_is_deployed_and_its_signer_named(app: App, keys: Keys) -> None:
+    signed = keys.commit("alice")
+    done = app.deploy()
+    assert (done.result["outcome"], app.revision()) == ("deployed", signed)
+    assert "is signed by alice@example.com (SHA256:" in done.log
+
+
+def test_other_commits_are_refused_and_the_old_release_stays(app: App, keys: Keys) -> None:
+    signed = keys.commit("alice")
+    app.deploy()
+    app.commit(HOSTILE)
+    assert "is not signed" in refused(app).result["message"]
+    keys.commit("mallory", HOSTILE)
+    assert "is signed by SHA256:" in refused(app, "--full", "--force").result["message"]
+    assert app.revision() == signed
+    plan = app.run("plan")
+    assert (plan.code, plan.result) == (10, {})
+    assert "is signed by SHA256:" in plan.log
+
+
+def test_a_commit_that_was_changed_after_signing(app: App, keys: Keys) -> None:
+    keys.commit("alice")
+    text = app.git("cat-file", "commit", "HEAD").replace("author dev", "author div")
+    done = subprocess.run(
+        ["git", "hash-object", "-t", "commit", "-w", "--stdin"],
+        cwd=app.origin, input=text + "\n", text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    app.git("update-ref", "refs/heads/main", done.stdout.strip())
+    assert "a signature that is not good" in refused(app).result["message"]
+
+
+def test_a_commit_cannot_switch_its_own_verification_off(app: App, keys: Keys) -> None:
+    app.commit({**HOSTILE, "deploy.ini": QUIET_INI.replace("[deploy]\n", "[deploy]\nverify = no\n")})
+    refused(app)
+    app.git("checkout", "-q", "-b", "other")
+    keys.commit("alice", {"code.py": "print(3)\n"})  # signed, but not on main
+    app.git("checkout", "-q", "main")
+    app.commit({"deploy.ini": QUIET_INI.replace("[deploy]\n", "[deploy]\nbranch = other\n")})
+    refused(app)
+    keys.commit("alice", {"deploy.ini": "[deploy]\nverify = no\n", "scripts/deploy_machine.py": None})
+    done = app.deploy(expect=10)
+    assert "unknown key 'verify'" in done.result["message"]
+
+
+@pytest.mark.parametrize("text", [None, "", "# nobody\n", "nonsense\n", 'a@b namespaces="file" ALICE', "mallory"])
+def test_a_list_that_allows_nobody_allows_nobody(app: App, keys: Keys, text: str | None) -> None:
+    keys.commit("alice", HOSTILE)
+    if text is None:
+        (app.root / "allowed_signers").unlink()
+    elif text == "mallory":
+        keys.allow(f"m@example.com {(keys.folder / 'mallory.pub').read_text()}")
+    else:
+        keys.allow(text.replace("ALICE", (keys.folder / "alice.pub").read_text()))
+    done = app.deploy(expect=10)
+    assert not list(app.root.rglob("ran-*"))
+    says = ("which is not valid in", "a signature that is not good") if text else ("is missing or empty",)
+    assert any(words in done.result["message"] for words in says), done.result["message"]
+
+
+def test_a_key_is_no_longer_valid(app: App, keys: Keys) -> None:
+    keys.commit("alice")
+    keys.allow(f'alice@example.com valid-before="20200101" {(keys.folder / "alice.pub").read_text()}')
+    refused(app)
+
+
+def test_an_older_git_is_told_and_nothing_runs(app: App, keys: Keys, tmp_path: Path) -> None:
+    keys.commit("alice", HOSTILE)
+    folder = tmp_path / ".local" / "bin"  # the first place of what the script calls PATH
+    folder.mkdir(parents=True)
+    real = shutil.which("git")
+    stand_in = f'#!/bin/sh\n[ "$1" = --version ] && echo "git version 2.30.2" && exit\nexec {real} "$@"\n'
+    (folder / "git").write_text(stand_in)
+    (folder / "git").chmod(0o755)
+    done = app.deploy(expect=10)
+    assert "needs git 2.34 or newer, and ssh-keygen" in done.result["message"]
+    assert not list(app.root.rglob("ran-*"))
+
+
+def test_any_other_value_is_an_error(app: App, keys: Keys) -> None:
+    (app.root / "machine.ini").write_text("[machine]\nname = one\nroles = web\nverify = yes\n")
+    done = app.run("deploy")
+    assert done.code == 2
+    assert "verify = yes: the only way to verify is `signatures`" in done.log
+
+
+def test_the_script_and_its_copy_in_the_commit_are_taken_over_once_signed(app: App, keys: Keys) -> None:
+    text = SCRIPT.read_text().replace('VERSION = "0.1.0"', 'VERSION = "0.1.1"')
+    keys.commit("alice", {"scripts/deploy_machine.py": text})
+    done = app.deploy()
+    assert "handing over" in done.log
+    assert done.log.count("is signed by alice@example.com") == 2, "the other copy looks for itself"
+    assert (REPOSITORY / "scripts/deploy_machine.py").read_text() != text
