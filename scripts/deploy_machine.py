@@ -343,6 +343,7 @@ class Log:
         self.journal = None
 
     def __call__(self, message: str, level: int = INFO, **fields: str) -> None:
+        message = printable(message)
         if self.stderr:
             colour = self.COLOURS.get(level, "") if self.colour else ""
             try:
@@ -369,6 +370,14 @@ def write_all(descriptor: int, text: str) -> None:
         if not select.select([], [descriptor], [], STALL_TIMEOUT)[1]:
             raise TimeoutError(errno.ETIMEDOUT, "nobody reads the output")
         os.write(descriptor, data[start : start + select.PIPE_BUF])
+
+
+CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere (a file's name, a step's output) without what steers a terminal; colours stay."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def journal_datagram(fields: Mapping[str, str]) -> bytes:
@@ -590,7 +599,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         log.warning(f"{path} cannot be read and is ignored")
         return None
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
@@ -753,6 +762,8 @@ def parse_config(text: str, source: str) -> Config:
     """Read a deploy.ini on top of the defaults. Raises UsageError: one line, naming `source`."""
     parser = new_ini_parser()
     parser.read_string(DEFAULTS)
+    if "\0" in text:
+        raise UsageError(f"{source}: holds a NUL character")
     try:
         own = new_ini_parser()
         own.read_string(text)
@@ -967,6 +978,8 @@ def load_machine(options: argparse.Namespace) -> Machine:
 def check_url(url: str) -> str:
     if url.startswith("-") or any(ord(char) < 33 for char in url):
         raise ValueError(f"repository {url!r}: not an address that git could fetch from")
+    if re.match(r"https?://[^/@]*:[^/@]*@", url):
+        raise ValueError("the repository's address holds a password, which logs and `ps` would show: use a deploy key")
     return url
 
 
@@ -997,7 +1010,9 @@ def find_root(given: str | None) -> Path:
     try:
         entries = {path.name for path in root.iterdir()}
     except PermissionError:
-        raise UsageError(f"{root}: may not be read by this user; run as its owner: sudo -u {user_name(owner)} ...") from None
+        raise UsageError(
+            f"{root}: may not be read by this user; run as its owner: sudo -u {user_name(owner)} ..."
+        ) from None
     if entries and not entries & {"machine.ini", "state"}:
         raise UsageError(
             f"{root}: is neither empty nor a root of deploy_machine.py (no machine.ini); name another with --root"
@@ -1034,7 +1049,7 @@ class State:
     def load(cls, machine: Machine) -> State:
         path = machine.state / "state.json"
         data = read_json(path) or {}
-        return cls(path, dict(data.get("steps") or {}), dict(data.get("bad") or {}))
+        return cls(path, texts_of(data.get("steps")), texts_of(data.get("bad"), "kind", "why", "when"))
 
     def save(self) -> None:
         write_json(self.path, {"steps": self.steps, "bad": self.bad})
@@ -1049,6 +1064,15 @@ class State:
     def forget_bad(self, commit: str) -> None:
         if self.bad.pop(commit, None):
             self.save()
+
+
+def texts_of(value: Any, *needed: str) -> dict[str, dict[str, str]]:
+    """Of an object of objects, the entries that hold nothing but texts, and those under the names needed."""
+    return {
+        name: about
+        for name, about in (value.items() if isinstance(value, dict) else ())
+        if isinstance(about, dict) and all(isinstance(text, str) for text in about.values()) and {*needed} <= {*about}
+    }
 
 
 def append_history(machine: Machine, result: Mapping[str, Any]) -> None:
@@ -1076,11 +1100,21 @@ def read_history(machine: Machine) -> list[dict[str, Any]]:
     results = []
     with contextlib.suppress(FileNotFoundError):
         for line in (machine.state / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(line)
-                if isinstance(value, dict) and value.get("schema") == SCHEMA:
+                if is_result(value):
                     results.append(value)
     return results
+
+
+def is_result(value: Any) -> bool:
+    """Whether a value is a result as make_result() writes it, as far as it is shown."""
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        return False
+    texts = all(isinstance(value.get(key), str) for key in ("started", "trigger", "outcome", "message"))
+    return (
+        texts and isinstance(value.get("commit"), (str, type(None))) and isinstance(value.get("seconds"), (int, float))
+    )
 
 
 # --- lock ---------------------------------------------------------------------------------------
@@ -1630,6 +1664,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
 
 
 def shorten(text: str, limit: int = 120) -> str:
+    text = printable(" ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 2].rpartition(",")[0] + ", ..."
 
 
@@ -1637,7 +1672,10 @@ def step_environment(machine: Machine, release: Release, commit: str) -> dict[st
     """What steps and checks see: shared/.env as the services do, and where they are."""
     env = base_environment()
     with contextlib.suppress(FileNotFoundError):
-        env.update(parse_env_file((machine.root / "shared" / ".env").read_text(encoding="utf-8", errors="replace")))
+        path = machine.root / "shared" / ".env"
+        env.update(parse_env_file(path.read_text(encoding="utf-8", errors="replace")))
+        if any("\0" in value for value in env.values()):
+            raise DeployError(f"{path} holds a NUL character: systemd would not read it, either")
     venv = release.path / ".venv"
     if venv.exists():
         env["VIRTUAL_ENV"] = env["UV_PROJECT_ENVIRONMENT"] = str(venv.resolve())
@@ -2264,10 +2302,10 @@ def make_result(attempt: Attempt, outcome: str, message: str, detail: str = "") 
         "steps": attempt.steps,
         "services": attempt.services,
         "healthy": attempt.healthy,
-        "message": " ".join(message.split()),
+        "message": printable(" ".join(message.split())),
         "timings": attempt.take_time(),
     }
-    return {**result, "detail": detail} if detail else result
+    return {**result, "detail": printable(detail)} if detail else result
 
 
 def record(attempt: Attempt, result: Result) -> None:
@@ -2322,6 +2360,10 @@ def load_commit(mirror: Mirror, commit: str, tree: Tree) -> Commit:
     """Read a commit's configuration. Raises DeployError: the commit is at fault, not the call."""
     pyproject = mirror.read(tree["pyproject.toml"].oid) if "pyproject.toml" in tree else ""
     text = mirror.read(tree["deploy.ini"].oid) if "deploy.ini" in tree else ""
+    if ".release.json" in tree:  # a release that a power cut left half made would look whole
+        raise DeployError(
+            f"{short(commit)} has a file .release.json in its root, which is this script's own: remove it"
+        )
     try:
         config = parse_config(text, f"deploy.ini of {short(commit)}")
     except UsageError as error:
@@ -2331,7 +2373,8 @@ def load_commit(mirror: Mirror, commit: str, tree: Tree) -> Commit:
 
 def config_of_release(release: Release | None) -> Config:
     path = release.path / "deploy.ini" if release else None
-    return parse_config(path.read_text(encoding="utf-8") if path and path.exists() else "", str(path or "defaults"))
+    text = path.read_text(encoding="utf-8", errors="replace") if path and path.exists() else ""
+    return parse_config(text, str(path or "defaults"))
 
 
 def fetch_until(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
@@ -2539,10 +2582,18 @@ def check_space(machine: Machine, current: Release | None, decisions: Sequence[D
     return free
 
 
+def stay_inside(release: Release, place: Path) -> None:
+    """Raise DeployError if a link, say in the commit, leads what is written to this place out of the release."""
+    real, top = os.path.realpath(place), os.path.realpath(release.path)
+    if os.path.commonpath([real, top]) != top:
+        raise DeployError(f"{place.relative_to(release.path)} leads out of the release, to {real}: remove that link")
+
+
 def link_shared(machine: Machine, config: Config, release: Release) -> None:
     """Lead the shared paths of a release to shared/, where they survive it."""
     for path in config.shared:
         place = release.path / path.rstrip("/")
+        stay_inside(release, place.parent)
         if place.is_dir() and not place.is_symlink():
             (machine.root / "shared" / path).mkdir(parents=True, exist_ok=True)
         remove(place)
@@ -2564,6 +2615,8 @@ def take_step(
     attempt.steps.append(entry)
     attempt.stage(f"step {step.name}")
     try:
+        for path in step.provides:
+            stay_inside(release, release.path / path)
         if decision.environment:
             log(f"{step.name}: skipped, {decision.why}")
             link_environment(release, step, decision.environment)
@@ -2804,7 +2857,7 @@ def status(machine: Machine, options: argparse.Namespace) -> Result:
     running = Running(machine).read()
     try:
         services, problem = observe(machine, current)
-    except DeployError as error:
+    except (DeployError, OSError) as error:
         services, problem = [], str(error)
     healthy = not problem if current else None
     since = (
@@ -2873,7 +2926,8 @@ def print_status(result: Result) -> None:
             print(f"  service   {service['unit']}: {service['state']}")
         print(f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}")
     if result["running"]:
-        print("  now       a deploy is going on: {stage} ({trigger}, since {started})".format(**result["running"]))
+        stage, trigger, began = (result["running"].get(key, "unknown") for key in ("stage", "trigger", "started"))
+        print(f"  now       a deploy is going on: {stage} ({trigger}, since {began})")
     if result["interrupted"]:
         print("  note      the last deploy was interrupted; the next one cleans up after it")
     last = result["last"] or {}
