@@ -11,7 +11,8 @@ What it makes, in this order (each only if it is missing or differs; nothing is 
   3. the units of this machine's roles and deploy-on-startup.service, enabled, root-owned; units of
      other roles are stopped and removed
   4. a sudoers drop-in with exactly the calls that deploys need, checked with visudo
-  5. for an ssh repository a deploy key and the git host's key; CI's key in authorized_keys
+  5. for an ssh repository a deploy key and the git host's key; CI's key in authorized_keys, with
+     --restrict-ci-key for deploys only
 
 It installs no packages: what is missing it names. It ends with the lines to paste into the
 repository's settings.
@@ -19,7 +20,8 @@ repository's settings.
 Exit codes: 0 done; 1 --check found differences; 2 usage error, nothing was touched; 10 a command
 failed (a second run goes on from there); 69 the machine does not answer.
 
-It needs Python 3.9 or newer and, beside it, deploy_machine.py and ../systemd/.
+It needs Python 3.9 or newer and, beside it, deploy_machine.py, restricted_push.py and ../systemd/.
+Run it from a checkout of your own, not from a release on the machine: that belongs to `deploy`.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ if sys.version_info < (3, 9):
 import argparse
 import base64
 import configparser
+import contextlib
 import grp
 import importlib.util
 import io
@@ -43,12 +46,14 @@ import lzma
 import os
 import pwd
 import re
+import secrets
 import shlex
 import shutil
+import stat
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,6 +69,8 @@ STARTUP_UNIT = "deploy-on-startup.service"
 SYSTEM_UNITS = Path("/etc/systemd/system")
 SUDOERS = Path("/etc/sudoers.d/deploy-machine")
 APP_USER = "app"
+RESTRICTED_PUSH = Path("/usr/local/lib/deploy-machine/restricted_push.py")
+PYTHON = "/usr/bin/python3"  # what the units use
 
 HOW_TO_GET = {
     "git": "apt install git (or: dnf install git)",
@@ -154,6 +161,12 @@ def sudoers_text(user: str, calls: Sequence[str]) -> str:
     return "\n".join(["# Written by setup_machine.py: what a deploy may do as root, and nothing else.", *lines, ""])
 
 
+def others_and_own(lines: Sequence[str], key: str) -> tuple[list[str], list[str]]:
+    """The lines of authorized_keys, apart: those of other keys (and comments), and those of this one."""
+    own = [line for line in lines if key.split()[1] in line.split() and not line.startswith("#")]
+    return [line for line in lines if line not in own], own
+
+
 def needed_programs(config: Any, roles: Sequence[str]) -> list[str]:
     """Programs that the application's steps call, as far as its lock files are here to tell."""
     needed = ["git", "sudo", "sshd"]
@@ -214,6 +227,84 @@ def call(*argv: str, user: str = "", text: str | None = None, check: bool = True
     return done
 
 
+# --- files, also in directories that `deploy` and `app` can write -------------------------------------
+
+
+@contextlib.contextmanager
+def reached(path: Path) -> Iterator[int]:
+    """A descriptor (O_PATH) of a file or directory, reached through no link but root's own.
+
+    Root works where `deploy` and `app` can write. A link that they put there, or swap in at the right
+    moment, must not lead root elsewhere (say, from shared/media to /etc). Raises SetupError for one, and
+    FileNotFoundError or NotADirectoryError.
+    """
+    descriptor = walk(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def walk(path: Path, links: int = 0) -> int:
+    here, descriptor = Path("/"), os.open("/", os.O_PATH)
+    for part in path.parts[1:]:
+        try:
+            found = os.open(part, os.O_PATH | os.O_NOFOLLOW, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        about = os.fstat(found)
+        if stat.S_ISLNK(about.st_mode):
+            target = os.readlink("", dir_fd=found)
+            os.close(found)
+            if about.st_uid != 0 or links > 20:
+                raise SetupError(f"{here / part} is a link to {target} that root did not make: remove it")
+            found = walk(Path(os.path.normpath(here / target)), links + 1)
+        elif stat.S_ISREG(about.st_mode) and about.st_nlink > 1:
+            raise SetupError(f"{here / part} has a second name (a hard link): remove it")
+        here, descriptor = here / part, found
+    return descriptor
+
+
+def exists(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), reached(path):
+        return True
+    return False
+
+
+def read_text(path: Path) -> str | None:
+    """The content of a regular file; None if there is none of that name."""
+    try:
+        with reached(path) as descriptor:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise SetupError(f"{path} is not a regular file: remove it")
+            return Path(f"/proc/self/fd/{descriptor}").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def replace_file(path: Path, text: str, mode: int, owner: str, group: str) -> None:
+    """Give a file this content, mode and owner, at once."""
+    temporary = f".{path.name}.{secrets.token_hex(8)}.tmp"  # a new file of a name that nobody can foresee
+    with reached(path.parent) as folder:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchown(descriptor, pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
+            os.fchmod(descriptor, mode)
+        os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def make_directory(path: Path, mode: int, owner: str, group: str) -> None:
+    if not exists(path.parent):
+        make_directory(path.parent, 0o755, "root", "root")
+    with reached(path.parent) as folder:
+        os.mkdir(path.name, 0o700, dir_fd=folder)
+    with reached(path) as descriptor:
+        place = f"/proc/self/fd/{descriptor}"
+        os.chown(place, pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
+        os.chmod(place, mode)
+
+
 class Setup:
     """Brings this machine to what the options say; with `check` it only reports."""
 
@@ -235,38 +326,29 @@ class Setup:
 
     def file(self, path: Path, text: str, mode: int, owner: str, group: str) -> bool:
         """Give a file this content, mode and owner, at once; return whether its content changed."""
-        try:
-            same = path.read_text(encoding="utf-8") == text
-        except (FileNotFoundError, NotADirectoryError):
-            same = False
-        if not same and self.differs(f"{path}: {'changed' if path.exists() else 'created'}"):
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.chmod(mode)
-            shutil.chown(temporary, owner, group)
-            os.replace(temporary, path)
-        if same:
+        present = read_text(path)
+        if present == text:
             self.ownership(path, mode, owner, group)
-        return not same
+        elif self.differs(f"{path}: {'created' if present is None else 'changed'}"):
+            replace_file(path, text, mode, owner, group)
+        return present != text
 
     def directory(self, path: Path, mode: int, owner: str, group: str) -> None:
-        if not path.is_dir():
-            if self.differs(f"{path}/: created"):
-                path.mkdir(parents=True)
-                path.chmod(mode)
-                shutil.chown(path, owner, group)
-        else:
+        if exists(path):
             self.ownership(path, mode, owner, group)
+        elif self.differs(f"{path}/: created"):
+            make_directory(path, mode, owner, group)
 
     def ownership(self, path: Path, mode: int, owner: str, group: str) -> None:
-        if not (user_exists(owner) and path.exists()):
+        if not user_exists(owner):
             return  # --check on a machine that is not set up: the missing user is told already
-        about = path.stat()
-        if about.st_mode & 0o7777 != mode and self.differs(f"{path}: mode {mode:o}"):
-            path.chmod(mode)
-        wanted = (pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
-        if (about.st_uid, about.st_gid) != wanted and self.differs(f"{path}: owner {owner}:{group}"):
-            shutil.chown(path, owner, group)
+        with reached(path) as descriptor:
+            about, place = os.fstat(descriptor), f"/proc/self/fd/{descriptor}"
+            if stat.S_IMODE(about.st_mode) != mode and self.differs(f"{path}: mode {mode:o}"):
+                os.chmod(place, mode)
+            wanted = (pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
+            if (about.st_uid, about.st_gid) != wanted and self.differs(f"{path}: owner {owner}:{group}"):
+                os.chown(place, *wanted)
 
     # -- the parts, in order
 
@@ -294,10 +376,12 @@ class Setup:
         for name in ("media", "data"):
             self.directory(self.root / "shared" / name, 0o2775, APP_USER, APP_USER)
         env = self.root / "shared" / ".env"
-        if env.exists():
+        if exists(env):
             self.ownership(env, 0o640, user, APP_USER)
         else:
             self.file(env, "# Settings of the application: NAME=value, one a line.\n", 0o640, user, APP_USER)
+        if self.options.allowed_signers:
+            self.file(self.root / "allowed_signers", self.options.allowed_signers, 0o644, "root", "root")
         self.file(self.root / "machine.ini", self.machine_ini(), 0o644, "root", "root")
         self.script()
 
@@ -305,13 +389,13 @@ class Setup:
         """machine.ini with the options' values; what a person added to it stays."""
         parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), inline_comment_prefixes=(";",))
         path = self.root / "machine.ini"
-        if path.exists():
-            try:
-                parser.read_string(path.read_text(encoding="utf-8"))
-            except configparser.Error as error:
-                raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+        try:
+            parser.read_string(read_text(path) or "")
+        except (configparser.Error, ValueError) as error:
+            raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
         options = self.options
         values = {"name": options.name, "roles": " ".join(options.role), "repo": options.repo, "branch": options.branch}
+        values["verify"] = "signatures" if options.allowed_signers else ""
         if not parser.has_section("machine"):
             parser.add_section("machine")
         for key, value in values.items():
@@ -324,8 +408,9 @@ class Setup:
     def script(self) -> None:
         """bin/deploy_machine.py, unless a working one is there: deploys keep it up to date themselves."""
         path = self.root / "bin" / "deploy_machine.py"
-        works = path.exists() and call(sys.executable, str(path), "--version", check=False).returncode == 0
-        if not works:
+        # as the user who can write it: root must not run what deploy may have put there
+        runs = exists(path) and user_exists(self.user)
+        if not runs or call(PYTHON, str(path), "--version", user=self.user, check=False).returncode != 0:
             text = (HERE / "deploy_machine.py").read_text(encoding="utf-8")
             self.file(path, text, 0o755, self.user, self.user)
 
@@ -377,11 +462,7 @@ class Setup:
 
     def sudoers(self) -> None:
         text = sudoers_text(self.user, sudo_calls(self.config, self.options.role))
-        try:
-            same = SUDOERS.read_text(encoding="utf-8") == text
-        except FileNotFoundError:
-            same = False
-        if not same:  # a broken file there could lock everybody out of sudo
+        if read_text(SUDOERS) != text:  # a broken file there could lock everybody out of sudo
             if not shutil.which("visudo"):
                 self.todo.append(f"sudo: {HOW_TO_GET['sudo']}; then run this again")
                 return
@@ -403,16 +484,25 @@ class Setup:
             self.git_host(folder / "known_hosts")
 
     def authorize(self, path: Path, line: str) -> None:
-        """Let CI's key in: for commands only, no forwarding and no terminal."""
-        present = path.read_text(encoding="utf-8") if path.exists() else ""
-        if line.split()[1] not in present.split():
-            text = present + ("" if not present or present.endswith("\n") else "\n") + f"restrict {line}\n"
-            self.file(path, text, 0o600, self.user, self.user)
-        else:
-            self.ownership(path, 0o600, self.user, self.user)
+        """Let CI's key in: for commands only, no forwarding and no terminal; if restricted, for deploys only."""
+        lines = (read_text(path) or "").splitlines()
+        kept, own = others_and_own(lines, line)
+        wanted = f"restrict {line}"
+        if self.options.restrict_ci_key or any(str(RESTRICTED_PUSH) in entry for entry in own):
+            self.directory(RESTRICTED_PUSH.parent, 0o755, "root", "root")
+            text = (HERE / RESTRICTED_PUSH.name).read_text(encoding="utf-8")
+            self.file(RESTRICTED_PUSH, text, 0o755, "root", "root")
+            wanted = f'restrict,command="{PYTHON} -I {RESTRICTED_PUSH} {self.root}" {line}'
+        # one line for the key: sshd would take the first that fits. One that a person has changed stays.
+        if not own or (self.options.restrict_ci_key and own != [wanted]):
+            lines = [*kept, wanted]
+        self.file(path, "".join(f"{entry}\n" for entry in lines), 0o600, self.user, self.user)
+        second = path.with_name("authorized_keys2")  # sshd reads it, too
+        if others_and_own((read_text(second) or "").splitlines(), line)[1]:
+            self.todo.append(f"{second} lets CI's key in as well, without the restrictions above: remove it there")
 
     def deploy_key(self, path: Path) -> None:
-        if not path.exists() and self.differs(f"{path}: created, the key that reads the repository"):
+        if not exists(path) and self.differs(f"{path}: created, the key that reads the repository"):
             comment = f"{self.options.name} reads {self.options.repo}"
             call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path), user=self.user)
 
@@ -420,15 +510,15 @@ class Setup:
         """Pin the git host's key, and show its fingerprint: a person should compare it."""
         host, port = ssh_place(self.options.repo)
         name = host if port == 22 else f"[{host}]:{port}"
-        if path.exists() and call("ssh-keygen", "-F", name, "-f", str(path), check=False).returncode == 0:
-            return
+        if exists(path):
+            if call("ssh-keygen", "-F", name, "-f", str(path), user=self.user, check=False).returncode == 0:
+                return
         scanned = call("ssh-keyscan", "-T", "10", "-p", str(port), "--", host, check=False).stdout
         lines = "".join(f"{line}\n" for line in scanned.splitlines() if line and not line.startswith("#"))
         if not lines:
             self.todo.append(f"{host}: could not be asked for its ssh host key; run this again when it answers")
             return
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
-        self.file(path, old + lines, 0o644, self.user, self.user)
+        self.file(path, (read_text(path) or "") + lines, 0o644, self.user, self.user)
         prints = call("ssh-keygen", "-l", "-f", "-", text=lines).stdout.splitlines()
         self.todo.append(f"compare the host key of {host} with what it publishes: " + "; ".join(prints))
 
@@ -444,6 +534,18 @@ class Setup:
                 "nginx: no file below /etc/nginx passes requests to unix:/run/gunicorn.sock: add a site that does"
             )
 
+    def what_deploy_could_change(self) -> None:
+        """Name what root runs or reads and `deploy` or `app` could change: each would make them root."""
+        owners = {pwd.getpwnam(name).pw_uid for name in (self.user, APP_USER) if user_exists(name)}
+        for path in sorted(path for top in (Path("/etc/nginx"), SYSTEM_UNITS) for path in top.rglob("*")):
+            real = Path(os.path.realpath(path))
+            if self.root.resolve() in real.parents or (real.exists() and real.stat().st_uid in owners):
+                self.todo.append(f"{path} leads to {real}, where {self.user} could change what root runs: copy it")
+        if self.options.allowed_signers or "verify" in (read_text(self.root / "machine.ini") or ""):
+            version = re.findall(r"\d+", call("git", "--version", check=False).stdout) if shutil.which("git") else []
+            if [int(part) for part in version[:2]] < [2, 34]:
+                self.todo.append("git: verify = signatures needs 2.34 or newer; deploys fail until it is there")
+
     # -- what a person does next
 
     def report(self) -> None:
@@ -454,10 +556,10 @@ class Setup:
             print(f"to do: {line}")
         if options.check:
             return
-        key = Path(f"/home/{self.user}/.ssh/id_ed25519.pub")
-        if is_ssh(options.repo) and key.exists():
+        key = read_text(Path(f"/home/{self.user}/.ssh/id_ed25519.pub"))
+        if is_ssh(options.repo) and key:
             print("\nDeploy key: add it to the repository (Settings > Deploy keys), without write access:")
-            print(f"  {key.read_text(encoding='utf-8').strip()}")
+            print(f"  {key.strip()}")
         prefix = re.sub("[^A-Z0-9]", "_", options.name.upper())
         print("\nSecrets: add them to the repository (Settings > Secrets and variables > Actions):")
         print(f"  {prefix}_HOST = {options.seen_as or own_address()}")
@@ -474,6 +576,7 @@ class Setup:
         self.units()
         self.sudoers()
         self.missing_programs()
+        self.what_deploy_could_change()
         self.report()
         return EXIT_DIFFERS if self.options.check and self.changes else 0
 
@@ -515,18 +618,19 @@ sys.exit(code)
 """
 
 
-def bundle(authorize: str) -> str:
-    """What the machine needs of this repository, packed into one word."""
+def bundle(texts: Mapping[str, str]) -> str:
+    """What the machine needs of this repository, and further files by name, packed into one word."""
     data = io.BytesIO()
-    paths = [HERE / "setup_machine.py", HERE / "deploy_machine.py", *sorted(UNITS.iterdir()), REPOSITORY / "deploy.ini"]
+    scripts = [HERE / name for name in ("setup_machine.py", "deploy_machine.py", "restricted_push.py")]
+    paths = [*scripts, *sorted(UNITS.iterdir()), REPOSITORY / "deploy.ini"]
     with tarfile.open(fileobj=data, mode="w") as archive:
         for path in paths:
             if path.exists():
                 archive.add(path, str(path.relative_to(REPOSITORY)))
-        if authorize:
-            info = tarfile.TarInfo("authorize.pub")
-            info.size = len(authorize.encode()) + 1
-            archive.addfile(info, io.BytesIO(authorize.encode() + b"\n"))
+        for name, text in texts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
     return base64.b64encode(lzma.compress(data.getvalue())).decode()
 
 
@@ -537,10 +641,14 @@ def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
     arguments += [word for role in options.role for word in ("--role", role)]
     arguments += ["--branch", options.branch] if options.branch else []
     arguments += ["--authorize", "authorize.pub"] if options.authorize else []
+    arguments += ["--restrict-ci-key"] if options.restrict_ci_key else []
+    arguments += ["--allowed-signers", "allowed_signers"] if options.allowed_signers else []
     arguments += ["--check"] if options.check else []
     arguments += ["--seen-as", place, "--needs", ",".join(options.needs)]
     sudo = "sudo" if ask_password else "sudo -n"
-    words = shlex.join(["python3", "-c", BOOTSTRAP, bundle(options.authorize), *arguments])
+    texts = {"authorize.pub": options.authorize, "allowed_signers": options.allowed_signers}
+    packed = bundle({name: text + "\n" for name, text in texts.items() if text})
+    words = shlex.join(["python3", "-c", BOOTSTRAP, packed, *arguments])
     return f'sudo="{sudo}"; [ "$(id -u)" = 0 ] && sudo=; exec $sudo {words}'
 
 
@@ -592,6 +700,21 @@ def public_key(path: str) -> str:
     return lines[0].strip()
 
 
+def allowed_signers(path: str) -> str:
+    """The text of a file as ssh-keygen(1) describes ALLOWED SIGNERS; at least one line with a key."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {getattr(error, 'strerror', 'not a text file')}") from None
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    wrong = [line for line in lines if not re.search(r"^\S+ .*(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+", line)]
+    if wrong or not lines:
+        raise argparse.ArgumentTypeError(
+            f"{path}: each line must be a name and a public key, as `me@example.com ssh-...`"
+        )
+    return text.strip() + "\n"
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="setup_machine.py",
@@ -600,7 +723,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     name = checked(r"[A-Za-z][A-Za-z0-9-]*", "a machine name: letters, digits and -")
     role = checked(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a role name")
-    url = checked(r"(?!-)\S+", "an address that git could fetch from")
+    url = checked(
+        r"(?!-)(?!https?://[^/@]*:[^/@]*@)\S+", "an address that git could fetch from without a password in it"
+    )
     user = checked(r"[a-z_][a-z0-9_-]*", "a user name")
     root = checked(r"/[A-Za-z0-9_./-]*[A-Za-z0-9_-]", "an absolute path of letters, digits, . _ and -")
     branch = checked(r"(?!-)[^\s~^:?*\[\\]+", "a branch name")
@@ -613,6 +738,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--user", default="deploy", type=user, help="who owns the code; default: deploy")
     parser.add_argument("--ssh", type=place, metavar="[USER@]HOST[:PORT]", help="prepare that machine, from here")
     parser.add_argument("--authorize", type=public_key, metavar="PUBKEY_FILE", help="public half of CI's ssh key")
+    parser.add_argument(
+        "--restrict-ci-key",
+        action="store_true",
+        help="with --authorize: that key may deploy this machine, and nothing else",
+    )
+    parser.add_argument(
+        "--allowed-signers",
+        type=allowed_signers,
+        metavar="FILE",
+        help="deploy only commits signed by an ssh key in FILE",
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; list what differs, exit 1 if anything")
     parser.add_argument("--seen-as", help=argparse.SUPPRESS)
     parser.add_argument("--needs", type=lambda text: text.split(","), help=argparse.SUPPRESS)
@@ -623,6 +759,8 @@ def main_inner(arguments: Sequence[str]) -> int:
     """Return the exit code. Raises SetupError."""
     options = make_parser().parse_args(arguments)
     options.role = list(dict.fromkeys(options.role))
+    if options.restrict_ci_key and not options.authorize:
+        raise UsageError("--restrict-ci-key: name the key's public half with --authorize")
     config = read_config(load_deploy_machine())
     check_roles(config, options.role)
     if options.needs is None:

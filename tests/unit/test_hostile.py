@@ -57,7 +57,7 @@ def test_a_commit_message_is_never_shown(app: App) -> None:
 
 def test_what_a_step_prints_cannot_steer_a_terminal(app: App) -> None:
     script = r"printf '\033[31mred\033[0m \033]0;title\007 \033[2J \233 \r::error::x\n'; exit 3"
-    app.commit({"deploy.ini": DEPLOY_INI + f"[step loud]\nrun = sh -c \"{script}\"\n"})
+    app.commit({"deploy.ini": DEPLOY_INI + f'[step loud]\nrun = sh -c "{script}"\n'})
     done = app.deploy(expect=10)
     for text in (done.log, done.result["detail"], (app.root / "state" / "history.jsonl").read_text()):
         assert "\x1b]" not in text and "\x1b[2J" not in text and "\x07" not in text
@@ -81,7 +81,9 @@ def test_links_in_the_place_of_shared_files_are_replaced(app: App, tmp_path: Pat
 @pytest.mark.parametrize("name", ["out", "deep/out"])
 @pytest.mark.parametrize("inputs", ["inputs = src/\n", ""], ids=["kept", "made each time"])
 def test_a_link_in_the_place_of_what_a_step_provides(app: App, tmp_path: Path, name: str, inputs: str) -> None:
-    ini = f"[step assets]\n{inputs}provides = {name}\nrun = sh -c 'mkdir -p {name}; echo new > {name}/all'\n[role web]\n"
+    ini = (
+        f"[step assets]\n{inputs}provides = {name}\nrun = sh -c 'mkdir -p {name}; echo new > {name}/all'\n[role web]\n"
+    )
     good = app.commit({"deploy.ini": ini})
     app.deploy()
     outside = tmp_path / "outside"

@@ -10,7 +10,6 @@ import pytest
 
 from small_app import DEPLOY_INI, REPOSITORY, SCRIPT, App, Outcome
 
-
 # machine.ini makes the script look after services: have none
 QUIET_INI = DEPLOY_INI.replace("services = worker.service\n", "") + (
     "[role scheduler]\nservices =\n[role frontend]\nservices =\nreload =\n"
