@@ -2853,6 +2853,7 @@ def observe(machine: Machine, current: Release | None) -> tuple[list[dict[str, s
 
 def status(machine: Machine, options: argparse.Namespace) -> Result:
     """What runs now, and the last results. Reads only."""
+    must_own(machine)  # it runs the check command, and what failed steps printed is not for everybody
     current = current_release(machine)
     running = Running(machine).read()
     try:
@@ -2942,6 +2943,7 @@ def print_status(result: Result) -> None:
 
 def history(machine: Machine, options: argparse.Namespace) -> Result:
     """All recorded results, oldest first."""
+    must_own(machine)
     return {"schema": SCHEMA, "machine": machine.name, "history": read_history(machine)}
 
 

@@ -371,8 +371,9 @@ class Setup:
     def tree(self) -> None:
         user = self.user
         self.directory(self.root, 0o755, user, user)
-        for name in ("bin", "releases", "envs", "state", "shared"):
+        for name in ("bin", "releases", "envs", "shared"):
             self.directory(self.root / name, 0o755, user, user)
+        self.directory(self.root / "state", 0o750, user, user)  # what failed steps printed is not for everybody
         for name in ("media", "data"):
             self.directory(self.root / "shared" / name, 0o2775, APP_USER, APP_USER)
         env = self.root / "shared" / ".env"
