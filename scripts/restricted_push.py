@@ -107,7 +107,8 @@ def main() -> NoReturn:
         arguments, size = granted(os.environ.get("SSH_ORIGINAL_COMMAND", ""), root, roles_of(root))
     except (Refused, OSError, KeyError, configparser.Error) as error:
         if isinstance(error, Refused):
-            reason = f"this key may only deploy, and is refused {error} (setup_machine.py --restrict-ci-key)"
+            # not in words with "deploy": a user of that name is a secret, which GitHub would hide in them
+            reason = f"this key is restricted on this machine: refused {error} (setup_machine.py --restrict-ci-key)"
         else:
             reason = f"{root}/machine.ini cannot be read: run setup_machine.py"
         syslog.openlog("deploy-machine")

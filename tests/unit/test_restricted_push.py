@@ -1,0 +1,148 @@
+"""The forced command of CI's key, by value: what push_deploy.py asks is granted, and nothing else."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import push_deploy  # noqa: E402
+from restricted_push import MARKER, Refused, granted  # noqa: E402
+
+ROOT = "/srv/app"
+NAME = "0123456789abcdef.py"
+
+
+class Ssh:
+    """Stands in for the connection: keeps the commands that push_deploy.py sends, answers what it is told."""
+
+    def __init__(self, *answers: push_deploy.Evidence) -> None:
+        self.answers = list(answers)
+        self.sent: list[tuple[str, int]] = []
+
+    def run(self, command: list[str], stdin: bytes, _: Any) -> push_deploy.Evidence:
+        self.sent.append((shlex.join(command), len(stdin)))
+        return self.answers.pop(0)
+
+
+def sent_by_push(*words: str) -> list[tuple[str, int]]:
+    """What push_deploy.py asks of a machine with these options, when it loses the connection and asks again."""
+    options = push_deploy.make_parser().parse_args(["--machine", "web", *words])
+    own = {"schema": 1, "outcome": "deployed", "trigger": "cd", "started": "2026"}
+    ssh = Ssh(
+        push_deploy.Evidence(255, "closed", started="2026"),
+        push_deploy.Evidence(0, result={"schema": 1, "attempts": [own]}),
+    )
+    result = push_deploy.Push(options, push_deploy.Console()).attempt(ssh, "WEB_HOST")  # type: ignore[arg-type]
+    assert result == own
+    return ssh.sent
+
+
+@pytest.mark.parametrize(
+    ("options", "passed"),
+    [
+        ([], []),
+        (["--contains", "a" * 40], ["--contains", "a" * 40]),
+        (["--commit", "abcdef12"], ["--commit", "abcdef12"]),
+        (["--full"], ["--full"]),
+    ],
+)
+def test_what_push_deploy_asks_is_granted(options: list[str], passed: list[str]) -> None:
+    (deploy, size), (status, _) = sent_by_push("--role", "web", "--role", "worker", *options)
+    arguments, bytes_to_drop = granted(deploy, ROOT, ["worker", "web"])
+    assert arguments == ["deploy", "--trigger", "cd", "--json", *passed, "--role", "web", "--role", "worker"]
+    assert bytes_to_drop == size == len(push_deploy.SCRIPT.read_bytes())
+    assert granted(status, ROOT, ["web"]) == (["status", "--json"], 0)
+    assert MARKER == push_deploy.MARKER, "push_deploy.py waits for exactly this line"
+
+
+def deploy(words: str = "", *, root: str = ROOT, size: str = "5", name: str = NAME, begin: str = "python3 -c x") -> str:
+    return f"{begin} {root} {size} {name} deploy --trigger cd --json --role web {words}"
+
+
+def test_the_form_that_the_refused_ones_differ_from() -> None:
+    assert granted(deploy(), ROOT, ["web"])[1] == 5
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "",
+        "id",
+        "sh",
+        "'",
+        "python3",
+        "python3 -c x",
+        "python3 -c 'print(1)'",
+        "python3 -i -c x /srv/app 5 0123456789abcdef.py deploy",
+        "/usr/lib/openssh/sftp-server",
+        "scp -t /tmp",
+        "rsync --server . /tmp",
+        "git-upload-pack '/srv/app/repo.git'",
+        "/srv/app/bin/deploy_machine.py rollback",
+        deploy(begin="python -c x"),
+        deploy(begin="python3 -m x"),
+        deploy(begin="env python3 -c x"),
+        deploy(root="/tmp"),
+        deploy(root="/srv/app/"),
+        deploy(root="/srv/app/../app"),
+        deploy(size="-1"),
+        deploy(size="99999999"),
+        deploy(size="1e3"),
+        deploy(size="٣"),
+        deploy(name="../../x.py"),
+        deploy(name="0123456789abcdef.sh"),
+        deploy(name="'0123456789abcdef.py\n'"),
+        deploy("--repo ssh://evil/x"),
+        deploy("--repo=ssh://evil/x"),
+        deploy("--branch other"),
+        deploy("--branch=other"),
+        deploy("--force"),
+        deploy("--root /tmp"),
+        deploy("--root=/tmp"),
+        deploy("--debug"),
+        deploy("--lock-timeout 1"),
+        deploy("--fetch-timeout 1"),
+        deploy("--show-config"),
+        deploy("--version"),
+        deploy("--help"),
+        deploy("--commit"),
+        deploy("--commit --force"),
+        deploy("--commit main"),
+        deploy("--commit=abcdef12"),
+        deploy("--contains $(id)"),
+        deploy("--trigger boot"),
+        deploy("--role"),
+        deploy("--role worker"),
+        deploy("--fu"),
+        deploy("-- x"),
+        deploy("; id"),
+        deploy("&& id"),
+        deploy("| sh"),
+        deploy("> /tmp/x"),
+        deploy("\nid"),
+        deploy("`id`"),
+        deploy("$(id)"),
+        deploy("''"),
+        deploy().replace("deploy --trigger", "rollback --trigger"),
+        deploy().replace("deploy --trigger", "plan --trigger"),
+        deploy().replace("--trigger cd", "--trigger manual"),
+        deploy().replace("--role web", ""),
+        deploy().replace("--role web", "--role worker"),
+        deploy().replace("--json", "--debug"),
+        f"python3 /tmp/{NAME} status --json --root /srv/app",
+        f"python3 /srv/app/state/scripts/../{NAME} status --json --root /srv/app",
+        f"python3 /srv/app/state/scripts/{NAME} status --json --root /tmp",
+        f"python3 /srv/app/state/scripts/{NAME} status --json --root /srv/app --debug",
+        f"python3 /srv/app/state/scripts/{NAME} rollback --json --root /srv/app",
+        f"python3 /srv/app/state/scripts/{NAME} status --json --root /srv/app; id",
+    ],
+)
+def test_everything_else_is_refused(request_: str) -> None:
+    with pytest.raises(Refused):
+        granted(request_, ROOT, ["web"])
