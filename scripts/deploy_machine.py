@@ -1484,6 +1484,13 @@ def mark_complete(environment: Path, fingerprint: Mapping[str, str]) -> None:
     write_json(environment / ".complete", {"fingerprint": dict(fingerprint), "made": now(), "bytes": size})
 
 
+def discard(path: Path) -> None:
+    """Remove a release or environment, its mark first: half-removed, it must not look complete."""
+    for mark in (".release.json", ".complete"):
+        (path / mark).unlink(missing_ok=True)
+    remove(path)
+
+
 def clean_up(machine: Machine) -> None:
     """Remove what no complete deploy owns. Runs under the lock, so nothing is being made now."""
     interrupted = Running(machine).read()
@@ -1522,11 +1529,11 @@ def prune(machine: Machine, keep: int) -> None:
     kept_releases = good[len(good) - (keep - 1) :] if keep > 1 else []
     for release in all_releases(machine):
         if release != current and release not in kept_releases:
-            remove(release.path)
+            discard(release.path)
     used = {name for release in all_releases(machine) for name in release.meta.get("envs", [])}
     for path in machine.envs.iterdir():
         if path.name not in used:
-            remove(path)
+            discard(path)
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -2701,7 +2708,7 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
         ) from None
     attempt.state.remember_bad(release.commit, "unhealthy", str(error))
     message = f"{short(release.commit)} was not healthy: {error}; {short(good.commit)} serves again"
-    remove(release.path)
+    discard(release.path)
     return make_result(attempt, "rolled_back", message, error.detail)
 
 

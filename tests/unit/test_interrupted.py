@@ -1,0 +1,57 @@
+"""Killed at an exact point: what is left never looks whole, and the next run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import textwrap
+
+from small_app import DEPLOY_INI, SCRIPT, App
+
+
+def killed(app: App, patch: str, *arguments: str) -> None:
+    """Run a deploy in which `patch` replaces a function of the script by one that dies in it."""
+    wrapper = app.root.parent / "wrapper.py"
+    wrapper.write_text(
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "import deploy_machine as script\n"
+        "def die(*_, **__):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        + textwrap.dedent(patch)
+        + "\nscript.main()\n"
+    )
+    done = app.run(*arguments or ("deploy",), script=wrapper)
+    assert done.code == -signal.SIGKILL, done.log
+
+
+# A directory is emptied in any order: here all but its hidden files goes, and then the power.
+HALF_REMOVED = """
+    def half(path, *_, **__):
+        for folder, _, names in os.walk(path):
+            for name in names:
+                if not name.startswith("."):
+                    os.unlink(os.path.join(folder, name))
+        die()
+    script.shutil.rmtree = half
+"""
+
+
+def complete(app: App) -> set[str]:
+    """The releases and environments that count as complete."""
+    marks = [*(app.root / "releases").glob("*/.release.json"), *(app.root / "envs").glob("*/.complete")]
+    return {str(path.parent.relative_to(app.root)) for path in marks}
+
+
+def test_a_half_removed_release_or_environment_does_not_look_whole(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI.replace("shared = .env", "keep = 1")})
+    app.deploy()
+    app.commit({"src/a": "b\n"})
+    killed(app, HALF_REMOVED)  # in the release of the first
+    app.commit({"src/a": "c\n"})
+    killed(app, HALF_REMOVED)  # in its environment
+    for path in complete(app):
+        names = [name for _, _, files in os.walk(app.root / path) for name in files]
+        assert "all" in names or "code.py" in names, f"{path} looks complete but has only {names}"
+    app.commit({"src/a": "a\n"}, "back to the environment of the first")
+    app.deploy()
+    assert (app.current / "out" / "all").read_text() == "a\n"
