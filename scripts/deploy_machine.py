@@ -88,9 +88,10 @@ QUERY_TIMEOUT = 60.0  # seconds; for commands that only read
 LOCK_TIMEOUT = 1800.0
 FETCH_TIMEOUT = 60.0
 BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
-STAYS_HEALTHY = 1.0  # seconds that a release with a health check must stay healthy
+STAYS_HEALTHY = 0.3  # seconds that a release with a health check must stay healthy
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
 STALL_TIMEOUT = 10.0  # seconds that a reader of the log (a stalled ssh session) may hold a deploy up, once
+MANY_INPUTS = 500  # beyond so many files a step's inputs are recorded by one hash
 TAIL_LINES = 20  # of a failed command, repeated in the message
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 
@@ -107,7 +108,8 @@ service_timeout = 300            ; seconds for one start or stop: a running job 
 
 ; Steps run in the order of their sections; a new one comes last, or right behind the
 ; one that it names with after =. "a|b" stands for whichever of the files is there.
-; Of steps that provide the same path, the first that applies is taken.
+; Of steps that provide the same path, the first that applies is taken. ** is every file, and
+; ! takes away again what a pattern before it has named.
 
 [step python]
 inputs = pyproject.toml poetry.lock
@@ -156,6 +158,7 @@ run = python manage.py migrate --noinput
 [step collectstatic]
 roles = frontend
 when = manage.py
+inputs = ** !**/*.py **/settings*.py **/settings/**
 provides = staticfiles
 keep_days = 7                    ; files of earlier releases stay in it that long
 run = python manage.py collectstatic --noinput
@@ -1569,7 +1572,7 @@ def decide(machine: Machine, commit: Commit, state: State, full: bool) -> list[D
 
 
 def is_pattern(path: str) -> bool:
-    return any(char in path for char in "*?[")
+    return path.startswith("!") or any(char in path for char in "*?[")
 
 
 def applies(step: Step, commit: Commit) -> bool:
@@ -1615,21 +1618,31 @@ def fingerprint_of(step: Step, commit: Commit) -> dict[str, str]:
     """
     if not step.inputs:
         return {}
-    found: dict[str, str] = {}
-    tree = commit.tree
-    for item in step.inputs:
-        if is_pattern(item):
-            regex = pattern_to_regex(item)
-            found.update(
-                {path: entry.oid for path, entry in tree.items() if entry.kind != "tree" and regex.fullmatch(path)}
-            )
-        else:
-            found.update({name: tree[name.rstrip("/")].oid for name in present(item, tree)})
+    found = matching(step.inputs, commit.tree)
+    if len(found) > MANY_INPUTS:
+        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        found = {f"a file of {' '.join(step.inputs)}": digest}
     found["run line"] = shlex.join(step.run)
     if step.makes_venv:
         found["python version"] = python_version(commit.config.python)
     if "node_modules" in step.provides:
         found["node version"] = run(["node", "--version"]).out.strip()
+    return found
+
+
+def matching(inputs: Sequence[str], tree: Tree) -> dict[str, str]:
+    """The paths of a commit that inputs name, with their content ids; `!` takes away what came before."""
+    found: dict[str, str] = {}
+    for item in inputs:
+        if not is_pattern(item):
+            found.update({name: tree[name.rstrip("/")].oid for name in present(item, tree)})
+            continue
+        regex = pattern_to_regex(item.lstrip("!"))
+        if item.startswith("!"):
+            found = {path: oid for path, oid in found.items() if not regex.fullmatch(path)}
+        else:
+            files = ((path, entry.oid) for path, entry in tree.items() if entry.kind != "tree")
+            found.update((path, oid) for path, oid in files if regex.fullmatch(path))
     return found
 
 
@@ -1820,19 +1833,25 @@ def relocate_venv(venv: Path, old: str, new: str) -> None:
                 path.write_bytes(data.replace(old.encode(), new.encode()))
 
 
-def keep_old_files(release: Release, previous: Release | None, step: Step) -> None:
-    """Pages loaded before the switch still ask for the assets of earlier releases: link them in."""
+def keep_old_files(release: Release, previous: Release, step: Step) -> dict[str, float]:
+    """Pages loaded before a switch still ask for the assets of earlier releases: link them in.
+
+    Returns path -> when it was superseded, for those that are not older than the step's keep_days.
+    """
+    known: dict[str, float] = previous.meta.get("old_files", {})
     oldest = time.time() - step.keep_days * 86400
-    for provided in step.provides if previous else ():
-        assert previous
-        source = previous.path / provided
-        for folder, _, names in os.walk(source):
-            target = release.path / provided / os.path.relpath(folder, source)
-            for name in names:
-                old, new = os.path.join(folder, name), target / name
-                if not new.exists() and os.lstat(old).st_mtime > oldest:
-                    target.mkdir(parents=True, exist_ok=True)
-                    os.link(old, new, follow_symlinks=False)
+    kept_files = {}
+    for provided in step.provides:
+        for folder, _, names in os.walk(previous.path / provided):
+            for old in (os.path.join(folder, name) for name in names):
+                path = os.path.relpath(old, previous.path)
+                since, new = known.get(path, time.time()), release.path / path
+                if since > oldest and (path in known or not new.exists()):
+                    kept_files[path] = since
+                    new.parent.mkdir(parents=True, exist_ok=True)
+                    with contextlib.suppress(FileExistsError):
+                        os.link(old, new, follow_symlinks=False)
+    return kept_files
 
 
 # --- services ---------------------------------------------------------------------------------------
@@ -1875,47 +1894,58 @@ def systemctl(verb: Sequence[str], unit: str, timeout: float) -> None:
     run(["sudo", "-n", SYSTEMCTL, *verb, unit], timeout=timeout, live=True)
 
 
-def stop_foreign_units(config: Config, roles: Sequence[Role], timeout: float) -> list[dict[str, str]]:
-    """Stop and disable units that only roles of other machines have, if they are here."""
+def foreign_units(config: Config, roles: Sequence[Role]) -> list[str]:
+    """Units, and the sockets that would start them, that only roles of other machines have."""
     own = services_of(roles) + reloads_of(roles)
     others = [unit for unit in services_of(config.roles.values()) if unit not in own]
-    others += [unit[:-8] + ".socket" for unit in others if unit.endswith(".service")]
-    stopped = []
-    for unit, state in unit_states(others).items():
-        if state["ActiveState"] in ("active", "activating", "reloading") or state["UnitFileState"] == "enabled":
-            log(f"{unit} belongs to a role that this machine does not have: stopping it")
-            systemctl(["disable", "--now"], unit, timeout)
-            stopped.append({"unit": unit, "state": "inactive", "action": "stopped"})
-    return stopped
+    return others + [unit[:-8] + ".socket" for unit in others if unit.endswith(".service")]
 
 
 def bring_services(config: Config, roles: Sequence[Role], since: float, restart: bool) -> list[dict[str, str]]:
-    """Start what does not run, restart what started before `since` (monotonic seconds), reload the rest."""
+    """Bring all units to where they belong; return what was done with each, and its state.
+
+    Stops units of other machines' roles, starts what does not run, and with `restart` restarts
+    what became active before `since` (monotonic seconds) and reloads the rest.
+    """
     timeout = config.service_timeout
-    services, reloads = services_of(roles), reloads_of(roles)
-    states = unit_states(services + reloads)
-    for unit, state in states.items():
-        if state["LoadState"] != "loaded":
-            raise Unhealthy(f"{unit} is not installed ({state['LoadState']}): run setup_machine.py")
-    actions = []
-    for unit in services:
-        running = states[unit]["ActiveState"] in ("active", "reloading", "deactivating")
-        # a plain start would sit out the delay of a unit that systemd is about to start again
-        crashed = states[unit]["SubState"] == "auto-restart"
-        # and one that hangs in its start would not take notice of the release that it is to run now
-        stuck = restart and states[unit]["ActiveState"] == "activating"
-        old = restart and running and started(states[unit]) < since
-        verb = "restart" if crashed or stuck or old else "start"
-        if states[unit]["ActiveState"] == "failed" or states[unit]["NRestarts"] not in ("", "0"):
-            systemctl(["reset-failed"], unit, timeout)  # else a crash loop's start limit refuses the start
-        if verb == "restart" or not running:
-            systemctl([verb], unit, timeout)
-            actions.append({"unit": unit, "action": verb + "ed"})
-        else:
-            actions.append({"unit": unit, "action": "none"})
-    for unit in reloads:
-        actions.append({"unit": unit, "action": reload_unit(unit, states[unit], restart, timeout)})
-    return actions
+    services, reloads, foreign = services_of(roles), reloads_of(roles), foreign_units(config, roles)
+    states = unit_states(services + reloads + foreign)
+    for unit in services + reloads:
+        if states[unit]["LoadState"] != "loaded":
+            raise Unhealthy(f"{unit} is not installed ({states[unit]['LoadState']}): run setup_machine.py")
+    actions = {unit: stop_foreign(unit, states[unit], timeout) for unit in foreign}
+    actions.update({unit: bring_service(unit, states[unit], since, restart, timeout) for unit in services})
+    actions.update({unit: reload_unit(unit, states[unit], restart, timeout) for unit in reloads})
+    if set(actions.values()) > {"none"}:
+        states = unit_states(list(states))
+    told = [unit for unit, action in actions.items() if action != "none" or unit not in foreign]
+    return [{"unit": unit, "state": states[unit]["ActiveState"], "action": actions[unit]} for unit in told]
+
+
+def stop_foreign(unit: str, state: UnitState, timeout: float) -> str:
+    """Stop and disable a unit that has no place on this machine, if it is here; return what was done."""
+    if state["ActiveState"] not in ("active", "activating", "reloading") and state["UnitFileState"] != "enabled":
+        return "none"
+    log(f"{unit} belongs to a role that this machine does not have: stopping it")
+    systemctl(["disable", "--now"], unit, timeout)
+    return "stopped"
+
+
+def bring_service(unit: str, state: UnitState, since: float, restart: bool, timeout: float) -> str:
+    """Start a unit, or restart it so that it runs the present release; return what was done."""
+    running = state["ActiveState"] in ("active", "reloading", "deactivating")
+    # a plain start would sit out the delay of a unit that systemd is about to start again,
+    crashed = state["SubState"] == "auto-restart"
+    # and one that hangs in its start would not take notice of the release that it is to run now
+    stuck = restart and state["ActiveState"] == "activating"
+    old = restart and running and started(state) < since
+    verb = "restart" if crashed or stuck or old else "start"
+    if verb == "start" and running:
+        return "none"
+    if state["ActiveState"] == "failed" or state["NRestarts"] not in ("", "0"):
+        systemctl(["reset-failed"], unit, timeout)  # else a crash loop's start limit refuses the start
+    systemctl([verb], unit, timeout)
+    return verb + "ed"
 
 
 def reload_unit(unit: str, state: UnitState, wanted: bool, timeout: float) -> str:
@@ -2038,7 +2068,7 @@ def confirm(machine: Machine, config: Config, release: Release, since: float) ->
         if problem and not told:
             log(f"waiting up to {config.health_timeout:g} s: {problem}")
             told = True
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def probe_watching(
@@ -2099,6 +2129,7 @@ class Attempt:
     is_ready: bool = False
     is_switched: bool = False
     lock: int = -1
+    old_files: dict[str, float] = dataclasses.field(default_factory=dict)  # assets of earlier releases, since when
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each stage, in order
     stage_name: str = "start"
     stage_began: float = dataclasses.field(default_factory=process_start)
@@ -2518,8 +2549,7 @@ def settle_current(attempt: Attempt) -> Result | None:
         return switch_and_confirm(attempt, config, current, good_release_before(machine, current))
     try:
         if machine.is_set_up:
-            actions = stop_foreign_units(config, roles, config.service_timeout)
-            attempt.services = with_states(actions + bring_services(config, roles, 0.0, restart=False))
+            attempt.services = bring_services(config, roles, 0.0, restart=False)
         if any(service["action"] != "none" for service in attempt.services) or attempt.trigger == "boot":
             confirm(machine, config, current, 0.0)
         elif probe(machine, roles, current, 10.0):
@@ -2536,14 +2566,8 @@ def restart_current(attempt: Attempt, config: Config, roles: Sequence[Role], cur
     since = time.monotonic()
     log.warning(f"{short(current.commit)} runs but is not healthy: restarting its services")
     if attempt.machine.is_set_up:
-        attempt.services = with_states(bring_services(config, roles, since, restart=True))
+        attempt.services = bring_services(config, roles, since, restart=True)
     confirm(attempt.machine, config, current, since if attempt.machine.is_set_up else 0.0)
-
-
-def with_states(actions: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Add each unit's present state to what was done with it."""
-    states = unit_states([action["unit"] for action in actions])
-    return [{"unit": a["unit"], "state": states[a["unit"]]["ActiveState"], "action": a["action"]} for a in actions]
 
 
 def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | None) -> Release:
@@ -2567,6 +2591,7 @@ def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | N
             "trigger": attempt.trigger,
             "envs": [path.name for path in environments if path],
             "bytes": used,
+            "old_files": attempt.old_files,
         }
         write_json(release.path / ".release.json", meta)
     return release
@@ -2634,8 +2659,8 @@ def take_step(
         else:
             log(f"{step.name}: {decision.why}", Log.NOTICE)
             environment = run_step(attempt.machine, release, commit, decision)
-            if step.keep_days and not environment:
-                keep_old_files(release, current, step)
+        if step.keep_days and current:
+            attempt.old_files.update(keep_old_files(release, current, step))
     except DeployError as error:
         entry["result"] = "failed"
         if not is_disk_full(error):  # which is not the commit's fault
@@ -2676,11 +2701,11 @@ def activate(attempt: Attempt, config: Config, release: Release, since: float) -
     machine = attempt.machine
     roles = machine_roles(machine, config)
     if machine.is_set_up:
-        actions = stop_foreign_units(config, roles, config.service_timeout)
-        attempt.services = actions + bring_services(config, roles, since, restart=True)
+        attempt.services = bring_services(config, roles, since, restart=True)
         attempt.stage("confirming")
         confirm(machine, config, release, since)
-        attempt.services = with_states(attempt.services)
+        for service in attempt.services:  # else confirm() would not have returned
+            service["state"] = "inactive" if service["action"] == "stopped" else "active"
     else:
         if services_of(roles):
             log(f"no machine.ini in {machine.root}: services are left alone")
@@ -2815,6 +2840,9 @@ def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
     machine_roles(machine, config)
     attempt.wanted = release.commit
     log(f"rolling back from {current.name} to {release.name}")
+    for step in config.steps:
+        if step.keep_days:
+            keep_old_files(release, current, step)
     newer = current.name > release.name and current.commit != release.commit
     result = switch_and_confirm(attempt, config, release, current if current.is_good else None)
     if result["outcome"] != "deployed":

@@ -231,8 +231,11 @@ def secret_prefix(name: str) -> str:
 class Ssh:
     """Connections to one machine with one key and pinned host keys."""
 
-    def __init__(self, target: Target, directory: Path, known_hosts: str, options: argparse.Namespace) -> None:
+    def __init__(
+        self, target: Target, directory: Path, known_hosts: str, env: Mapping[str, str], options: argparse.Namespace
+    ) -> None:
         self.target = target
+        self.env = env
         self.log = directory / "ssh.log"
         self.process: subprocess.Popen[bytes] | None = None
         pinned = directory / "known_hosts"
@@ -270,7 +273,7 @@ class Ssh:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
+            env=self.env,
         )
         process = self.process
         assert process.stdin and process.stdout and process.stderr
@@ -323,35 +326,52 @@ def parse_result(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
 
 
-def load_key(key: str) -> None:
-    """Load the private key into the agent around this process. Raises PushError."""
-    if not key.strip():
-        raise PushError("no key: add the secret DEPLOY_SSH_KEY to the repository's settings")
-    text = key.replace("\r\n", "\n").strip() + "\n"  # pasting loses the newline that ssh-add insists on
-    env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"}
-    done = subprocess.run(["ssh-add", "-q", "-"], input=text, capture_output=True, text=True, env=env, check=False)
-    if done.returncode != 0:
-        raise PushError(
-            "DEPLOY_SSH_KEY is not a private key without a passphrase: paste the whole file, first and last line too"
-        )
+class Agent:
+    """An ssh-agent with one key. It ends with the block, and also when this process is killed."""
 
+    def __init__(self, directory: Path, key: str) -> None:
+        self.key = key
+        self.env = {
+            **os.environ,
+            "SSH_AUTH_SOCK": str(directory / "agent"),
+            "SSH_ASKPASS_REQUIRE": "never",
+            "LC_ALL": "C",
+        }
 
-def under_agent(arguments: Sequence[str]) -> None:
-    """Start this script again inside an ssh-agent of its own, which ends when it does."""
-    if os.environ.pop("PUSH_DEPLOY_IN_AGENT", ""):
-        return
-    env = {key: value for key, value in os.environ.items() if key not in ("SSH_AUTH_SOCK", "SSH_AGENT_PID")}
-    env["PUSH_DEPLOY_IN_AGENT"] = "1"
-    try:
-        os.execvpe("ssh-agent", ["ssh-agent", sys.executable, str(Path(__file__).resolve()), *arguments], env)
-    except FileNotFoundError:
-        raise PushError("ssh-agent is not installed on the runner: apt install openssh-client") from None
+    def __enter__(self) -> Mapping[str, str]:
+        """Start it and load the key; the environment in which ssh uses it. Raises PushError."""
+        if not self.key.strip():
+            raise PushError("no key: add the secret DEPLOY_SSH_KEY to the repository's settings")
+        # an agent that starts a command ends with it, and this command ends with the pipe from here
+        command = ["ssh-agent", "-a", self.env["SSH_AUTH_SOCK"], "sh", "-c", "echo $SSH_AGENT_PID; exec cat"]
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.env)
+        except FileNotFoundError:
+            raise PushError("ssh-agent is not installed on the runner: apt install openssh-client") from None
+        assert self.process.stdout
+        self.pid = int(self.process.stdout.readline() or 0)
+        text = self.key.replace("\r\n", "\n").strip() + "\n"  # pasting loses the newline that ssh-add insists on
+        command = ["ssh-add", "-q", "-"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, env=self.env, check=False)
+        if done.returncode != 0:
+            self.end()
+            raise PushError(
+                "DEPLOY_SSH_KEY is not a private key without a passphrase:"
+                " paste the whole file, first and last line too"
+            )
+        return self.env
 
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
-def end_agent() -> None:
-    """End the agent now; it would end by itself only some seconds after this process."""
-    with contextlib.suppress(ValueError, OSError):
-        os.kill(int(os.environ.get("SSH_AGENT_PID", "")), signal.SIGTERM)
+    def end(self) -> None:
+        """End it now; by itself it would do so only some seconds later."""
+        if self.pid:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGTERM)
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
 
 
 # --- one push ------------------------------------------------------------------------------------------
@@ -387,9 +407,9 @@ class Push:
         known_hosts = os.environ.get("DEPLOY_KNOWN_HOSTS", "")
         if not known_hosts.strip():
             raise PushError("no host keys: add the secret DEPLOY_KNOWN_HOSTS to the repository's settings")
-        load_key(os.environ.get("DEPLOY_SSH_KEY", ""))
-        with tempfile.TemporaryDirectory(prefix="push-deploy-") as directory:
-            self.ssh = Ssh(target, Path(directory), known_hosts, self.options)
+        key = os.environ.get("DEPLOY_SSH_KEY", "")
+        with tempfile.TemporaryDirectory(prefix="push-deploy-") as name, Agent(directory := Path(name), key) as env:
+            self.ssh = Ssh(target, directory, known_hosts, env, self.options)
             return self.attempt(self.ssh, f"{prefix}_HOST")
 
     def attempt(self, ssh: Ssh, host_secret: str) -> dict[str, Any]:
@@ -609,14 +629,8 @@ def main_inner(arguments: Sequence[str]) -> int:
     options = make_parser().parse_args(arguments)
     console = Console()
     push = Push(options, console)
-    try:
-        under_agent(arguments)
-    except PushError as error:
-        result = push.own_result("failed", str(error))
-    else:
-        result = push.run()
+    result = push.run()
     report(console, options.machine, result)
-    end_agent()
     return exit_code(result["outcome"])
 
 

@@ -159,7 +159,10 @@ def test_nothing_else_is_granted(world: World, scheduler: Machine) -> None:
     for request in REQUESTS:
         done = ssh(world, PLACE, request, input="touch /tmp/ran\n")
         assert done.returncode == 2, (request, done)
-        assert done.stderr.startswith("loader: this key is restricted on this machine: refused "), (request, done.stderr)
+        assert done.stderr.startswith("loader: this key is restricted on this machine: refused "), (
+            request,
+            done.stderr,
+        )
         assert done.stderr.count("\n") == 1, request
     shell = ssh(world, PLACE, input="touch /tmp/ran\n")
     assert (shell.returncode, "refused a shell" in shell.stderr) == (2, True)

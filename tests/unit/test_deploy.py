@@ -425,17 +425,80 @@ def test_the_result_has_the_keys_of_the_contract(app: App) -> None:
     assert json.loads(last) == result
 
 
-def test_old_assets_stay_reachable(app: App) -> None:
-    config = (
-        DEPLOY_INI
-        + "\n[step static]\nprovides = public\nkeep_days = 7\n"
-        + "run = sh -c 'mkdir public; cp code.py public/$(git hash-object code.py)'\n"
-    )
-    app.commit({"deploy.ini": config})
+STATIC = """
+[step static]
+{inputs}
+provides = public
+keep_days = 7
+run = sh -c 'mkdir public; cp code.py public/$(git hash-object code.py)'
+"""
+
+
+def assets(app: App) -> set[str]:
+    return {path.name for path in (app.current / "public").iterdir()}
+
+
+@pytest.mark.parametrize("inputs", ["", "inputs = code.py"], ids=["always made", "kept by content"])
+def test_old_assets_stay_reachable_also_after_going_back(app: App, inputs: str) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + STATIC.format(inputs=inputs)})
     app.deploy()
-    old = {path.name for path in (app.current / "public").iterdir()}
+    old = assets(app)
     app.commit({"code.py": "print(2)\n"})
     app.deploy()
-    now = {path.name for path in (app.current / "public").iterdir()}
-    assert old < now
-    assert len(now) == 2
+    both = assets(app)
+    assert old < both
+    assert len(both) == 2
+    app.commit({"src/a": "c\n"})
+    app.deploy()
+    assert assets(app) == both
+    app.commit({"code.py": (app.current / "code.py").read_text().replace("2", "1")}, "the first again")
+    app.deploy()
+    assert assets(app) == both
+    app.commit({"code.py": "print(3)\n"})
+    app.deploy()
+    three = assets(app)
+    assert both < three
+    app.run("rollback")
+    assert assets(app) == three
+
+
+def test_assets_are_dropped_some_days_after_they_were_superseded_not_made(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + STATIC.format(inputs="")})
+    app.deploy()
+    for path in (app.current / "public").iterdir():
+        os.utime(path, (0, 0))  # made long ago, and served until now
+    old = assets(app)
+    app.commit({"code.py": "print(2)\n"})
+    app.deploy()
+    assert old < assets(app)
+    marker = app.current / ".release.json"
+    meta = json.loads(marker.read_text())
+    assert list(meta["old_files"]) == [f"public/{name}" for name in old]
+    meta["old_files"] = {name: since - 8 * 86400 for name, since in meta["old_files"].items()}
+    marker.write_text(json.dumps(meta))
+    app.commit({"code.py": "print(3)\n"})
+    app.deploy()
+    assert not old & assets(app)
+    assert len(assets(app)) == 2
+
+
+def test_inputs_may_take_away_what_a_pattern_named(app: App) -> None:
+    text = "\n[step most]\ninputs = ** !**/*.py **/settings*.py\nrun = true\n"
+    app.commit({"deploy.ini": DEPLOY_INI + text, "conf/settings_uat.py": "", "pages/a.html": "", "x.py": ""})
+    app.deploy()
+    for name, runs in (("x.py", False), ("sub/y.py", False), ("pages/a.html", True), ("conf/settings_uat.py", True)):
+        app.commit({name: "changed\n"})
+        done = app.deploy()
+        assert ("most" in done.ran()) == runs, name
+    assert done.why("most") == "conf/settings_uat.py changed"
+
+
+def test_very_many_inputs_are_recorded_by_one_hash(app: App) -> None:
+    text = "\n[step most]\ninputs = many/**\nrun = true\n"
+    app.commit({"deploy.ini": DEPLOY_INI + text, **{f"many/{number}": "" for number in range(600)}})
+    app.deploy()
+    assert (app.root / "state/state.json").stat().st_size < 5000
+    app.commit({"src/a": "c\n"})
+    assert "most" not in app.deploy().ran()
+    app.commit({"many/7": "changed\n"})
+    assert app.deploy().why("most") == "a file of many/** changed"

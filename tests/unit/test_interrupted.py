@@ -16,9 +16,7 @@ def killed(app: App, patch: str, *arguments: str) -> None:
         "import os, signal, sys\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "import deploy_machine as script\n"
-        "def die(*_, **__):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        + textwrap.dedent(patch)
-        + "\nscript.main()\n"
+        "def die(*_, **__):\n    os.kill(os.getpid(), signal.SIGKILL)\n" + textwrap.dedent(patch) + "\nscript.main()\n"
     )
     done = app.run(*arguments or ("deploy",), script=wrapper)
     assert done.code == -signal.SIGKILL, done.log
