@@ -86,7 +86,9 @@ class Machine:
         self.network.join(self.name, self.number)
         namespace = f"/run/netns/{self.network.namespace(self.name)}"
         argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-b", "-D", str(self.root)]
-        argv += ["--machine", self.name, "--console=pipe"]
+        # nspawn keeps things by that name in the host's /run: two labs must not share them
+        argv += ["--machine", f"{self.network.id}-{self.name}".replace("_", "-"), f"--hostname={self.name}"]
+        argv += ["--console=pipe"]
         argv += ["--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--network-namespace-path={namespace}"]
         enter = 'for group in $0; do echo $$ > "$group/cgroup.procs" || exit 1; done; exec "$@"'
         groups = " ".join(str(group) for group in self.make_cgroups())

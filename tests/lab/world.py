@@ -101,15 +101,16 @@ class World:
 
     def __init__(self, layers: Path | None = None, lab_id: str = "") -> None:
         """layers: a directory with one file system layer per machine, as save() leaves it."""
-        reap()
         runs().mkdir(parents=True, exist_ok=True)
-        if lab_id:
-            self.directory = runs() / lab_id
-            self.directory.mkdir()
-        else:
-            self.directory = Path(tempfile.mkdtemp(prefix="dm", dir=runs()))
-        self.owner: IO[str] = open(self.directory / "owner", "w")  # noqa: SIM115 - held as long as the lab lives
-        fcntl.flock(self.owner, fcntl.LOCK_EX)
+        with locked(cache() / "run.lock"):  # else another's reap() could take a directory for a dead lab's
+            reap()
+            if lab_id:
+                self.directory = runs() / lab_id
+                self.directory.mkdir()
+            else:
+                self.directory = Path(tempfile.mkdtemp(prefix="dm", dir=runs()))
+            self.owner: IO[str] = open(self.directory / "owner", "w")  # noqa: SIM115 - held as long as the lab lives
+            fcntl.flock(self.owner, fcntl.LOCK_EX)
         # in memory: what machines sync to disk costs nothing, and nothing of it is wanted later
         (self.directory / "machines").mkdir()
         call("mount", "-t", "tmpfs", "-o", "size=8G,mode=755", "tmpfs", self.directory / "machines")
