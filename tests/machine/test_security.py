@@ -1,0 +1,310 @@
+"""What the users deploy and app can do on a machine that setup_machine.py has prepared: not become root."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+
+import pytest
+
+from lab.machine import Machine
+from lab.world import World
+
+UNIT = "gunicorn.service"
+SUDO = [
+    "-s",
+    "-i",
+    "-n -u root id",
+    "-n -l -U root",
+    "-n su",
+    "-n /usr/bin/python3 /srv/app/bin/deploy_machine.py status",
+    "-n /srv/app/bin/deploy_machine.py",
+    "-n systemctl",
+    "-n systemctl restart",
+    "-n systemctl restart ssh.service",
+    f"-n systemctl restart {UNIT} ssh.service",
+    "-n systemctl restart *",
+    f"-n systemctl restart ./{UNIT}",
+    "-n systemctl restart gunicorn.servic?",
+    f"-n systemctl restart {UNIT} --no-pager",
+    f"-n systemctl --now restart {UNIT}",
+    f"-n systemctl -H root@10.0.0.3 restart {UNIT}",
+    f"-n systemctl --host=root@10.0.0.3 restart {UNIT}",
+    f"-n systemctl -M services restart {UNIT}",
+    f"-n systemctl --root=/tmp restart {UNIT}",
+    f"-n systemctl --force restart {UNIT}",
+    f"-n systemctl status {UNIT}",
+    f"-n systemctl show {UNIT}",
+    f"-n systemctl cat {UNIT}",
+    f"-n systemctl edit {UNIT}",
+    f"-n systemctl edit --full {UNIT}",
+    f"-n systemctl revert {UNIT}",
+    f"-n systemctl set-property {UNIT} CPUWeight=1",
+    f"-n systemctl mask {UNIT}",
+    f"-n systemctl enable {UNIT}",
+    f"-n systemctl disable {UNIT}",
+    f"-n systemctl kill {UNIT}",
+    "-n systemctl link /tmp/evil.service",
+    "-n systemctl enable /tmp/evil.service",
+    "-n systemctl start /tmp/evil.service",
+    "-n systemctl set-environment LD_PRELOAD=/tmp/evil.so",
+    "-n systemctl import-environment LD_PRELOAD",
+    "-n systemctl daemon-reload",
+    "-n systemctl daemon-reexec",
+    "-n systemctl isolate rescue.target",
+    "-n systemctl reboot",
+    "-n systemctl stop nginx.service",
+    "-n systemctl restart nginx.service",
+    "-n systemctl restart deploy-on-startup.service",
+    "-n systemd-run id",
+    "-n nginx",
+    "-n nginx -t",
+    "-n nginx -t -q -c /tmp/evil.conf",
+    "-n nginx -t -q -g 'error_log /tmp/x;'",
+    "-n nginx -T",
+    "-n nginx -t -q -p /tmp",
+    "-n nginx -s stop",
+    f"-n -E systemctl restart {UNIT}",
+    f"-n --preserve-env=PATH systemctl restart {UNIT}",
+    f"-n LD_PRELOAD=/tmp/evil.so systemctl restart {UNIT}",
+    f"-n SYSTEMD_PAGER=/tmp/evil/sh systemctl restart {UNIT}",
+    f"-n -R /tmp systemctl restart {UNIT}",
+    f"-n -D /tmp systemctl restart {UNIT}",
+    f"-n -g root systemctl restart {UNIT}",
+    f"-n -u#-1 systemctl restart {UNIT}",
+    f"-n -u app systemctl restart {UNIT}",
+    "-n -e /etc/sudoers.d/deploy-machine",
+    "-n sudoedit /etc/nginx/nginx.conf",
+    "-n visudo",
+    "-n journalctl",
+]
+
+
+def test_sudo_grants_nothing_but_the_listed_calls(world: World) -> None:
+    frontend = world.boot("frontend")
+    before = frontend.pids(UNIT, "nginx.service", "ssh.service")
+    for command in SUDO:
+        done = frontend.sh(f"sudo {command}", user="deploy", check=False, timeout=20)
+        assert done.returncode != 0, (command, done)
+        assert re.search(
+            "password is required|not allowed|a terminal is required|not permitted|unknown user #-1", done.stderr
+        ), done
+    assert frontend.pids(UNIT, "nginx.service", "ssh.service") == before
+
+
+def test_what_sudo_grants_runs_nothing_of_the_callers(world: World) -> None:
+    """The granted calls under an environment that names a pager, a library, another systemctl."""
+    frontend = world.boot("frontend")
+    frontend.sh(
+        "mkdir -m 755 /tmp/evil && cd /tmp/evil && printf '#!/bin/sh\\ntouch /tmp/evil-ran\\n' > systemctl &&"
+        " chmod 755 systemctl && for n in nginx sh less more pager editor systemd-tty-ask-password-agent;"
+        " do ln systemctl $n; done"
+    )
+    names = "PAGER SYSTEMD_PAGER EDITOR SYSTEMD_EDITOR VISUAL SUDO_EDITOR SUDO_ASKPASS LESSOPEN BASH_ENV ENV"
+    variables = [f"{name}=/tmp/evil/sh" for name in names.split()]
+    variables += ["PATH=/tmp/evil:/usr/bin", "LD_PRELOAD=/tmp/evil/sh", "LD_LIBRARY_PATH=/tmp/evil", "PYTHONPATH=/tmp"]
+    variables += ["SYSTEMD_PAGERSECURE=0", "SYSTEMD_UNIT_PATH=/tmp/evil", "SYSTEMCTL_FORCE_BUS=1", "TERM=xterm"]
+    text = frontend.out("cat /etc/sudoers.d/deploy-machine")
+    calls = re.findall(r"^deploy ALL=\(root\) NOPASSWD: (.*)$", text, re.MULTILINE)
+    assert len(calls) == len([line for line in text.splitlines() if not line.startswith("#")]) > 6
+    for call in calls:
+        assert re.fullmatch(r"/usr/(bin/systemctl [a-z-]+( --now)? [a-z]+\.(service|socket)|sbin/nginx -t -q)", call)
+        done = frontend.run("env", *variables, "/usr/bin/sudo", "-n", *call.split(), user="deploy", check=False)
+        assert "password" not in done.stderr, done
+    for unit in (UNIT, "nginx.service", "gunicorn.socket"):
+        frontend.sh(f"systemctl start {unit}")
+    assert frontend.out("ls /tmp | grep evil-ran || true") == ""
+
+
+def test_nothing_that_root_runs_or_reads_can_be_written(world: World) -> None:
+    frontend = world.boot("frontend")
+    world.set_up("frontend", "--restrict-ci-key")
+    places = "/etc /usr /opt /root /boot /var/spool /var/lib /run/systemd /run/sudo"
+    for user in ("deploy", "app"):
+        found = frontend.out(f"find {places} '(' -type f -o -type d ')' -writable 2>/dev/null || true", user=user)
+        assert found == "", (user, found)
+    for unit in (UNIT, "gunicorn.socket", "deploy-on-startup.service", "nginx.service"):
+        shown = frontend.out(f"systemctl show -p FragmentPath -p DropInPaths --value {unit}").split()
+        assert shown
+        for path in shown:
+            assert frontend.out(f"stat -Lc '%U' {path} $(dirname {path})") == "root\nroot", path
+    users = {unit: frontend.show(unit, "User") for unit in (UNIT, "deploy-on-startup.service")}
+    assert users == {UNIT: "app", "deploy-on-startup.service": "deploy"}
+    links = frontend.out("find /etc -type l -printf '%p %l\n' | grep -E '/srv/app|/home/deploy' || true")
+    assert links == "", "root is led to nothing that deploy can change"
+
+
+def test_root_is_refused(world: World) -> None:
+    frontend = world.boot("frontend")
+    for command in ("", "status", "plan", "history", "rollback"):
+        done = frontend.sh(f"/srv/app/bin/deploy_machine.py {command}", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+        assert "use: sudo -u deploy" in done.stderr
+    assert frontend.sh("sudo -u deploy /srv/app/bin/deploy_machine.py status").returncode == 0
+    other = frontend.sh("/srv/app/bin/deploy_machine.py status", user="nobody", check=False)
+    assert (other.returncode, "belongs to deploy" in other.stderr) == (2, True)
+
+
+# --- setup_machine.py, run again after deploy or app have prepared something for it ------------------
+
+
+def test_setup_runs_nothing_of_deploys_as_root(world: World) -> None:
+    frontend = world.boot("frontend")
+    trap = "import os; open(f'/tmp/ran-as-{os.geteuid()}', 'w')\n"
+    frontend.run("tee", "/srv/app/bin/deploy_machine.py", user="deploy", input=trap)
+    for name in ("argparse", "importlib", "re"):
+        frontend.run("tee", f"/srv/app/bin/{name}.py", user="deploy", input=trap)
+    for extra in (["--check"], []):
+        world.set_up("frontend", *extra)
+    uid = frontend.out("id -u deploy")
+    ran = frontend.out("ls /tmp | grep ran-as || true").split()
+    assert ran == [f"ran-as-{uid}"], "it was tried, as deploy"
+
+
+SECRET = "root-only-4711"
+TRAPS = {
+    "media": "rm -rf /srv/app/shared/media; ln -s /etc /srv/app/shared/media",
+    "shared": "mv /srv/app/shared /srv/app/was; ln -s /etc /srv/app/shared",
+    "state": "mv /srv/app/state /srv/app/was; ln -s /root /srv/app/state",
+    "bin": "mv /srv/app/bin /srv/app/was; ln -s /root /srv/app/bin",
+    ".env": "rm -f /srv/app/shared/.env; ln -s /root/secret /srv/app/shared/.env",
+    "machine.ini": "rm -f /srv/app/machine.ini; ln -s /root/secret /srv/app/machine.ini",
+    "temporary": "echo x > /srv/app/bin/deploy_machine.py; ln -s /root/secret /srv/app/bin/.deploy_machine.py.tmp",
+    "temporary key": "ln -s /root/secret ~/.ssh/.authorized_keys.tmp; echo > ~/.ssh/authorized_keys",
+    "ssh": "mv ~/.ssh ~/was; ln -s /root/.ssh ~/.ssh",
+    "authorized_keys": "rm ~/.ssh/authorized_keys; ln -s /root/secret ~/.ssh/authorized_keys",
+    "known_hosts": "rm ~/.ssh/known_hosts; ln -s /root/secret ~/.ssh/known_hosts",
+    "chain": "rm -rf /srv/app/releases; ln -s /tmp/one /srv/app/releases; ln -s /etc /tmp/one",
+    "fifo": "rm ~/.ssh/authorized_keys; mkfifo ~/.ssh/authorized_keys",
+}
+
+
+def roots_own(machine: Machine) -> str:
+    """Owner, mode and content of what the traps lead to."""
+    return machine.out(
+        "stat -c '%n %a %U:%G' /etc /root /root/.ssh /root/secret /root/.ssh/authorized_keys /etc/shadow"
+        " && sha256sum /root/secret /root/.ssh/authorized_keys /etc/shadow && ls -A /etc /root /root/.ssh"
+    )
+
+
+@pytest.fixture
+def trapped(world: World) -> World:
+    frontend = world.boot("frontend")
+    frontend.sh(f"echo '[machine]\nsecret = {SECRET}' > /root/secret && chmod 600 /root/secret")
+    return world
+
+
+def test_setup_follows_no_link_of_deploys(trapped: World) -> None:
+    frontend = trapped.machine("frontend")
+    frontend.sh(
+        "mkdir /root/keep && cp -a /srv/app/bin /srv/app/shared /srv/app/state /srv/app/machine.ini /root/keep/"
+    )
+    frontend.sh("cp -a /home/deploy/.ssh /root/keep/ssh; mv /root/keep /var/keep; sleep 0.1")
+    before = roots_own(frontend)
+    for name, trap in TRAPS.items():
+        frontend.sh(f"cd ~ && {trap}", user="deploy" if name != "media" else "root")
+        if name == "media":  # a directory of app's own: app would have to have made the link
+            frontend.sh("chown -h app:app /srv/app/shared/media")
+        for extra in (["--check"], []):
+            done = trapped.set_up("frontend", *extra)
+            assert done.returncode in (0, 1, 10), (name, done.stdout, done.stderr)
+            if not name.startswith("temporary"):
+                assert done.returncode == 10, (name, done.stdout)
+                assert re.search(r"that root did not make: remove it|not a regular file", done.stderr), (
+                    name,
+                    done.stderr,
+                )
+            assert "Traceback" not in done.stderr, done.stderr
+            assert SECRET not in done.stdout + done.stderr, name
+        assert roots_own(frontend) == before, name
+        leaked = frontend.sh(f"grep -rl {SECRET} /srv/app /home/deploy /tmp 2>/dev/null", user="deploy", check=False)
+        assert leaked.stdout == "", name
+        frontend.sh(
+            "rm -rf /srv/app/was /srv/app/bin /srv/app/shared /srv/app/state /srv/app/machine.ini /home/deploy/.ssh"
+            " /home/deploy/was /tmp/one; cp -a /var/keep/bin /var/keep/shared /var/keep/state /var/keep/machine.ini"
+            " /srv/app/; cp -a /var/keep/ssh /home/deploy/.ssh; test -L /srv/app/releases && rm /srv/app/releases"
+            " && install -d -o deploy -g deploy /srv/app/releases || true"
+        )
+    assert trapped.set_up("frontend", "--check").returncode == 0, "all is as it was"
+
+
+def test_setup_follows_a_link_that_root_made(world: World) -> None:
+    """Uploads on another disk."""
+    frontend = world.boot("frontend")
+    frontend.sh("mkdir /data && mv /srv/app/shared/media /data/ && ln -s /data/media /srv/app/shared/media")
+    assert world.set_up("frontend", "--check").returncode == 0
+    frontend.sh("chmod 755 /data/media")
+    assert "media: mode 2775" in world.set_up("frontend").stdout
+    assert frontend.out("stat -c '%a %U' /data/media") == "2775 app"
+
+
+def test_setup_names_what_deploy_could_change_and_root_reads(world: World) -> None:
+    frontend = world.boot("frontend")
+    site = "/etc/nginx/sites-enabled/board.conf"
+    frontend.sh(f"ln -sf /srv/app/current/deploy/nginx/board.conf {site}")
+    done = world.set_up("frontend")
+    assert f"to do: {site} leads to /srv/app/releases/" in done.stdout
+    assert "where deploy could change what root runs: copy it" in done.stdout
+
+
+# --- secrets -----------------------------------------------------------------------------------------
+
+
+def test_modes_of_what_may_hold_a_secret(world: World) -> None:
+    frontend = world.boot("frontend")
+    world.commit({"deploy.ini": (world.clone / "deploy.ini").read_text() + "\n[step x]\nrun = sh -c 'exit 3'\n"})
+    frontend.deploy(expect=10)
+    for path, mode in (
+        ("/srv/app/shared/.env", "640 deploy:app"),
+        ("/srv/app/state", "750 deploy:deploy"),
+        ("/home/deploy/.ssh", "700 deploy:deploy"),
+        ("/home/deploy/.ssh/id_ed25519", "600 deploy:deploy"),
+        ("/home/deploy/.ssh/authorized_keys", "600 deploy:deploy"),
+    ):
+        assert frontend.out(f"stat -c '%a %U:%G' {path}") == mode, path
+    for path in ("shared/.env", "state/last.json", "state/history.jsonl", "state/state.json"):
+        done = frontend.run("cat", f"/srv/app/{path}", user="nobody", check=False)
+        assert (done.returncode, "Permission denied" in done.stderr) == (1, True), path
+    assert frontend.run("cat", "/srv/app/state/last.json", user="app", check=False).returncode == 1
+    assert "No journal files were opened" in frontend.run("journalctl", "-q", user="app", check=False).stderr or (
+        frontend.run("journalctl", "-q", "-t", "deploy-machine", user="app", check=False).stdout == ""
+    )
+
+
+def test_a_secret_is_seen_by_its_users_only(world: World) -> None:
+    """A value of .env, during and after a deploy that uses it and fails, and one that succeeds."""
+    frontend = world.boot("frontend")
+    frontend.sh("echo BILLING_TOKEN=tell-nobody-7391 >> /srv/app/shared/.env")
+    ini = (world.clone / "deploy.ini").read_text()
+    step = "\n[step bill]\nrun = sh -c 'test ${#BILLING_TOKEN} = 16 || exit 9; sleep 1; exit %d'\n"
+    seen: list[str] = []
+    script = (
+        "while test -e /tmp/watch; do cat /proc/[0-9]*/cmdline; for p in /proc/[0-9]*; do"
+        " case $(stat -c %U $p) in deploy|app) ;; *) cat $p/environ;; esac; done; sleep 0.2; done 2>/dev/null"
+    )
+    frontend.sh("touch /tmp/watch")
+    watcher = threading.Thread(target=lambda: seen.append(frontend.sh(script, check=False).stdout))
+    watcher.start()
+    for code in (3, 0):
+        world.commit({"deploy.ini": ini + step % code})
+        done = frontend.deploy(expect=10 if code else 0)
+        seen += [done.log, json.dumps(done.result)]
+        assert "ended with 9" not in done.log
+    frontend.sh("rm /tmp/watch")
+    watcher.join(20)
+    assert len(seen) == 5 and "systemd" in seen[-1]
+    seen.append(frontend.journal())
+    seen.append(frontend.out("cat /srv/app/state/*.json*; systemctl show '*'"))
+    seen.append(frontend.out("cat /srv/app/current/.release.json /srv/app/envs/*/.complete; ls -R /tmp /run"))
+    assert [text for text in seen if "tell-nobody" in text] == []
+
+
+def test_app_cannot_reach_code_or_keys(world: World) -> None:
+    frontend = world.boot("frontend")
+    found = frontend.out("find /srv/app -not -type l -writable 2>/dev/null || true", user="app").split()
+    assert {"/".join(path.split("/")[:5]) for path in found} == {"/srv/app/shared/media", "/srv/app/shared/data"}
+    for command in ("sudo -n true", "cat ~deploy/.ssh/id_ed25519", "ls ~deploy/.ssh", "cat /etc/shadow", "su -c id"):
+        done = frontend.sh(command, user="app", check=False, stdin=subprocess.DEVNULL)
+        assert done.returncode != 0, command
