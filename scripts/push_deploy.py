@@ -144,7 +144,8 @@ def classify(evidence: Evidence, host_secret: str = "HOST") -> tuple[str, str]:
     Failures are looked for first: whatever else ssh says, a machine that refuses a key is not off.
     """
     if evidence.result is not None:
-        return "answered", ""
+        known = is_result(evidence.result)
+        return ("answered", "") if known else ("failed", "its answer is of another kind than this script knows")
     if evidence.started:
         return ("lost", "") if evidence.code == SSH_FAILED else ("failed", ended_without_result(evidence))
     if evidence.code != SSH_FAILED:
@@ -321,7 +322,7 @@ def feed(stream: IO[bytes], data: bytes) -> None:
 def parse_result(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
 
@@ -540,6 +541,12 @@ class Foreign:
         print(text.replace(self.token, "..."), flush=True)
 
 
+def plain(text: str) -> str:
+    """Text from a machine in one line, with nothing in it that GitHub or a terminal would obey."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text).rstrip()
+    return text.replace("##[", "## [")  # a workflow command of the old form works anywhere in a line
+
+
 def escape(text: str, more: str = "") -> str:
     """Escape as GitHub's workflow commands want it; `more` are characters that end a property."""
     for char in "%\r\n" + more:
@@ -549,7 +556,7 @@ def escape(text: str, more: str = "") -> str:
 
 def report(console: Console, name: str, result: Mapping[str, Any]) -> None:
     """The line and the annotation for people, and the output for the report."""
-    outcome, message = result["outcome"], str(result.get("message", ""))
+    outcome, message = plain(result["outcome"]), plain(str(result.get("message", "")))
     # a user named `deploy` is a secret whose value GitHub would hide in the word "deployed"
     word = "updated" if outcome == "deployed" else outcome
     console.say(f"{name}: {word}: {message}")
@@ -557,7 +564,8 @@ def report(console: Console, name: str, result: Mapping[str, Any]) -> None:
         # the report warns of a machine that is offline, once
         console.annotate("notice", f"{name}: {word}", message)
     else:
-        console.annotate("error", f"{name}: {word}", "\n".join([message, str(result.get("detail", ""))]).strip())
+        detail = [plain(line) for line in str(result.get("detail", "")).splitlines()]
+        console.annotate("error", f"{name}: {word}", "\n".join([message, *detail]).strip())
     output = os.environ.get("GITHUB_OUTPUT")
     if output:
         with open(output, "a", encoding="utf-8") as file:

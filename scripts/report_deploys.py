@@ -89,12 +89,12 @@ def read_machines(expected: Sequence[str], text: str) -> list[Machine]:
     """Every expected machine, and others that left a result; one whose result is unreadable is `missing`."""
     try:
         results = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         results = {}
     if not isinstance(results, dict):
         results = {}
     others = [name for name in results if name not in expected and results[name]]
-    return [read_machine(name, results.get(name)) for name in [*expected, *others]]
+    return [read_machine(words(name), results.get(name)) for name in [*expected, *others]]
 
 
 def read_machine(name: str, value: Any) -> Machine:
@@ -102,28 +102,39 @@ def read_machine(name: str, value: Any) -> Machine:
         return Machine(name, "missing", "no result arrived: its job ended before it could say anything")
     try:
         result = json.loads(bytes.fromhex(value).decode())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return Machine(name, "missing", "its result could not be read")
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA or result.get("outcome") not in WORDS:
+    outcome = result.get("outcome") if isinstance(result, dict) and result.get("schema") == SCHEMA else None
+    if not isinstance(outcome, str) or outcome not in WORDS:
         return Machine(name, "missing", "its result is of another kind than this report knows")
     steps = result.get("steps")
-    seconds = result.get("seconds")
     return Machine(
         name=name,
-        outcome=result["outcome"],
+        outcome=outcome,
         message=words(result.get("message")),
         commit=commit_id(result.get("commit")),
         previous=commit_id(result.get("previous")),
         wanted=commit_id(result.get("wanted")),
-        seconds=float(seconds) if isinstance(seconds, (int, float)) else 0.0,
-        detail=str(result.get("detail") or ""),
+        seconds=duration(result.get("seconds")),
+        detail="\n".join(plain(line) for line in str(result.get("detail") or "").splitlines()),
         steps=tuple(step for step in steps if isinstance(step, dict)) if isinstance(steps, list) else (),
         result=result,
     )
 
 
+def plain(text: str) -> str:
+    """Text from a machine in one line, with nothing in it that GitHub or a terminal would obey."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text).rstrip()
+    return text.replace("##[", "## [")  # a workflow command of the old form works anywhere in a line
+
+
 def words(value: Any) -> str:
-    return " ".join(str(value or "").split())
+    return " ".join(plain(str(value or "")).split())
+
+
+def duration(value: Any) -> float:
+    """Seconds, if that is what it is."""
+    return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1e7 else 0.0
 
 
 def commit_id(value: Any) -> str:
@@ -221,18 +232,17 @@ def gantt(machines: Sequence[Machine]) -> list[str]:
     for machine in machines:
         ran = [step for step in machine.steps if step.get("result") != "skipped"]
         if ran:
-            lines.append(f"    section {plain(machine.name)}")
+            lines.append(f"    section {label(machine.name)}")
         begin = 0
         for step in ran:
-            seconds = step.get("seconds")
-            length = max(1, int(float(seconds) * 1000)) if isinstance(seconds, (int, float)) else 1
+            length = max(1, int(duration(step.get("seconds")) * 1000))
             kind = "crit, " if step.get("result") == "failed" else ""
-            lines.append(f"    {plain(str(step.get('name')))} :{kind}{begin}, {begin + length}")
+            lines.append(f"    {label(str(step.get('name')))} :{kind}{begin}, {begin + length}")
             begin += length
     return [*lines, "```"]
 
 
-def plain(text: str) -> str:
+def label(text: str) -> str:
     """Text that cannot mean anything to mermaid."""
     return re.sub(r"[^A-Za-z0-9_. -]", " ", text)[:40].strip() or "unnamed"
 

@@ -1,0 +1,361 @@
+"""Whatever the parsers are given, they end: with a value, or with the one error that they define.
+
+The examples are the same in each run. To look further: DEPLOY_MACHINE_FUZZ=20000 ./dev test tests/unit/test_fuzz.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import deploy_machine
+import push_deploy
+import report_deploys
+import setup_machine
+
+MANY = int(os.environ.get("DEPLOY_MACHINE_FUZZ", "0"))
+fuzz = settings(
+    max_examples=MANY or 150,
+    derandomize=not MANY,
+    deadline=5000,  # milliseconds for one example: none may hang
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+# --- texts of the kind that each parser reads, with damage --------------------------------------------
+
+ANY = st.text(max_size=60)
+SPECIAL = st.sampled_from(
+    [
+        "\0",
+        "\r",
+        "\n",
+        "\t",
+        "\x1b[2J",
+        "\x85",
+        "\u2028",
+        "\ufeff",
+        "\ud800",
+        "'",
+        '"',
+        "\\",
+        ";",
+        "#",
+        "=",
+        "%(a)s",
+        "${x}",
+    ]
+)
+NUMBERS = st.sampled_from(["5", "0", "-1", "nan", "inf", "1e999", "1_0", "٣", "0x10", "9" * 5000, " 7 ", ""])
+WORDS = st.sampled_from(
+    [
+        "main",
+        "a..b",
+        "-x",
+        "../x",
+        "/etc",
+        ".",
+        "a/b",
+        "*.py",
+        "**/[",
+        "[!",
+        "a|b",
+        "x.service",
+        "--now",
+        "'",
+        "sh -c 'x'",
+        "http://h/",
+        "http+unix:///s:/p",
+        "https://x",
+        "web",
+        "python",
+        "signatures",
+        ".venv",
+        "frontend",
+        "migrate",
+    ]
+)
+VALUES = st.one_of(NUMBERS, WORDS, ANY, SPECIAL, st.lists(st.one_of(WORDS, SPECIAL), max_size=4).map(" ".join))
+KEYS = st.one_of(
+    st.sampled_from(
+        sorted(set().union(*deploy_machine.KEYS.values()) | {"name", "roles", "repo", "verify", "boot_timeout"})
+    ),
+    ANY,
+)
+SECTIONS = st.one_of(
+    st.sampled_from(
+        ["deploy", "machine", "DEFAULT", "step", "step python", "step x", "role web", "role ", "step a b", "\0"]
+    ),
+    ANY,
+)
+LINES = st.one_of(
+    SECTIONS.map(lambda name: f"[{name}]"),
+    st.tuples(KEYS, st.sampled_from(["=", " = ", ":", "", "=="]), VALUES).map("".join),
+    st.tuples(st.just("   "), VALUES).map("".join),
+    VALUES,
+)
+
+
+def ini(first: str) -> SearchStrategy[str]:
+    """Mostly lines in sections as they should be, some not."""
+    return st.lists(LINES, max_size=12).map(lambda lines: "\n".join([first, *lines]) if first else "\n".join(lines))
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY, SPECIAL, st.just(10**400)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(ANY, inner, max_size=4)),
+    max_leaves=8,
+)
+NAMES = (
+    "schema machine roles trigger outcome commit wanted previous release started seconds steps services healthy message"
+)
+FIELDS = st.sampled_from([*NAMES.split(), "detail", "running", "attempts", "bad", "kind", "why", "when"])
+STEPS = st.lists(
+    st.dictionaries(
+        st.sampled_from(["name", "result", "seconds", "why"]), st.one_of(JSON, st.sampled_from(["ran", "failed"]))
+    ),
+    max_size=3,
+)
+RESULTS = st.builds(
+    lambda base, more, steps: {**base, **more, **({"steps": steps} if steps else {})},
+    st.sampled_from(
+        [
+            {},
+            {"schema": 1},
+            {"schema": 1, "outcome": "deployed"},
+            {"schema": 1, "outcome": "failed", "message": "x", "detail": "a\nb"},
+            {
+                "schema": 1,
+                "outcome": "deployed",
+                "trigger": "cd",
+                "started": "2026",
+                "message": "",
+                "seconds": 1,
+                "commit": None,
+            },
+        ]
+    ),
+    st.dictionaries(FIELDS, JSON, max_size=4),
+    STEPS,
+)
+DEEP = st.sampled_from(
+    ["[" * 100_000, '{"a":' * 100_000, '{"schema":1,"x":' + "[" * 3000 + "]" * 3000 + "}", "9" * 5000]
+)
+JSON_TEXT = st.one_of(RESULTS.map(json.dumps), JSON.map(json.dumps), ANY, DEEP)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Any:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+# --- deploy_machine.py ------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(st.one_of(ini(""), ini("[deploy]"), ini("[step x]"), ini("[role web]")))
+def test_deploy_ini(text: str) -> None:
+    try:
+        config = deploy_machine.parse_config(text, "deploy.ini")
+    except deploy_machine.UsageError as error:
+        assert str(error).startswith("deploy.ini: ")
+        assert "\n" not in str(error)
+        return
+    assert config.keep >= 1
+    assert 0 < config.health_timeout <= 1e6
+    for step in config.steps:
+        assert step.run and 0 < step.timeout <= 1e6
+        assert not any(path.startswith(("/", "-")) or ".." in path.split("/") for path in step.provides + config.shared)
+    for path in [path for step in config.steps for path in step.inputs]:
+        if deploy_machine.is_pattern(path):
+            deploy_machine.pattern_to_regex(path).fullmatch("a/b/c.py")
+
+
+@fuzz
+@given(st.one_of(ini("[machine]"), ini("")))
+def test_machine_ini(folder: Path, text: str) -> None:
+    write(folder / "machine.ini", text)
+    options = deploy_machine.make_parser().parse_args(["--root", str(folder)])
+    try:
+        machine = deploy_machine.load_machine(options)
+    except deploy_machine.UsageError as error:
+        assert "\n" not in str(error)
+        return
+    assert not machine.verify or "signatures" in text
+    assert 0 < machine.boot_timeout <= 1e6
+    assert not machine.repo.startswith("-")
+
+
+@fuzz
+@given(st.lists(st.one_of(st.tuples(KEYS, VALUES).map("=".join), VALUES, ANY), max_size=8).map("\n".join))
+def test_env_file(text: str) -> None:
+    for name, value in deploy_machine.parse_env_file(text).items():
+        assert name.isidentifier()
+        assert isinstance(value, str)
+
+
+@fuzz
+@given(
+    ANY,
+    st.dictionaries(st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,5}", fullmatch=True), ANY.filter(lambda t: "\0" not in t)),
+)
+def test_env_file_takes_back_what_was_quoted(junk: str, values: dict[str, str]) -> None:
+    quoted = {name: "".join("\\" + char if char in '"\\`$' else char for char in text) for name, text in values.items()}
+    text = "# comment\n" + "".join(f'{name}="{value}"\n' for name, value in quoted.items())
+    assert deploy_machine.parse_env_file(text) == values
+
+
+def machine_in(folder: Path) -> Any:
+    (folder / "state").mkdir(exist_ok=True)
+    (folder / "machine.ini").unlink(missing_ok=True)
+    return deploy_machine.load_machine(
+        deploy_machine.make_parser().parse_args(["--root", str(folder), "--role", "web"])
+    )
+
+
+@fuzz
+@given(JSON_TEXT, st.lists(JSON_TEXT, max_size=4), JSON_TEXT, JSON_TEXT)
+def test_state_and_history(folder: Path, state: str, history: list[str], last: str, running: str) -> None:
+    """Damaged or forged files below state/: status, history and the next deploy go on."""
+    machine = machine_in(folder)
+    for name, text in (("state.json", state), ("last.json", last), ("running.json", running)):
+        write(folder / "state" / name, text)
+    write(folder / "state" / "history.jsonl", "\n".join(history))
+    loaded = deploy_machine.State.load(machine)
+    assert all(about["kind"] and about["why"] for about in loaded.bad.values() if all(about.values()))
+    options = argparse.Namespace()
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = deploy_machine.status(machine, options)
+        deploy_machine.print_status(status)
+        deploy_machine.print_history(deploy_machine.history(machine, options))
+    json.dumps(status)
+    deploy_machine.append_history(machine, {"schema": 1})
+
+
+# --- push_deploy.py -----------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(JSON_TEXT, st.integers(0, 255), ANY, st.one_of(ANY, st.just("")), ANY)
+def test_an_answer_of_a_machine(line: str, code: int, ssh_log: str, started: str, last_words: str) -> None:
+    """From a line on stdout to what people and GitHub see."""
+    result = push_deploy.parse_result(line)
+    evidence = push_deploy.Evidence(code, ssh_log, started, result, last_words)
+    kind, message = push_deploy.classify(evidence, "WEB_HOST")
+    assert kind in ("answered", "lost", "offline", "failed")
+    push_deploy.find_own(result.get("attempts") if result else None, started)
+    if kind != "answered":
+        result = {"schema": 1, "outcome": "failed", "message": message}
+    assert result is not None
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n")
+    with contextlib.redirect_stdout(out), tempfile.NamedTemporaryFile() as output:
+        os.environ.update(GITHUB_OUTPUT=output.name, GITHUB_ACTIONS="true")
+        try:
+            push_deploy.report(push_deploy.Console(), "web", result)
+        finally:
+            del os.environ["GITHUB_OUTPUT"], os.environ["GITHUB_ACTIONS"]
+        assert output.read().decode().count("\n") == 1
+    out.seek(0)
+    obeyed_at_most(out.read(), ["::notice title=web", "::error title=web"])
+    assert push_deploy.exit_code(str(result["outcome"])) in (0, 10, 11, 12, 69, 75)
+
+
+def obeyed_at_most(log: str, commands: list[str]) -> None:
+    """GitHub's runner finds no other workflow command in the log; it ends lines also at a lone \\r."""
+    for line in log.replace("\r", "\n").split("\n"):
+        if line.strip().startswith("::") or "##[" in line:
+            assert line.startswith(tuple(commands)), log
+
+
+@fuzz
+@given(st.one_of(ANY, SPECIAL, WORDS, st.from_regex(r"[a-z0-9.:\[\]@-]{1,20}", fullmatch=True)), st.one_of(ANY, WORDS))
+def test_host_and_user(host: str, user: str) -> None:
+    try:
+        target = push_deploy.read_target("web", host, user)
+    except push_deploy.PushError as error:
+        assert "WEB_" in str(error)
+        return
+    for word in (target.host, target.user):
+        assert not word.startswith("-")
+        assert word.isprintable() and " " not in word and "@" not in word
+    assert target.port.isdigit()
+
+
+# --- report_deploys.py ------------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(
+    st.one_of(
+        st.dictionaries(
+            st.one_of(st.just("web"), ANY), st.one_of(JSON_TEXT.map(lambda t: t.encode("utf-8", "replace").hex()), JSON)
+        ).map(json.dumps),
+        JSON_TEXT,
+    )
+)
+def test_results_of_the_machines(text: str) -> None:
+    machines = report_deploys.read_machines(["web"], text)
+    assert machines[0].name == "web"
+    page = report_deploys.summary(machines)
+    page.encode()
+    assert page.count("\n```") in (0, 2)
+    lines = [f"{machine.name}: {machine.message}" for machine in machines]
+    "\n".join([*lines, *report_deploys.annotation_lines(machines), report_deploys.headline(machines)]).encode()
+    obeyed_at_most("\n".join(["x " + line for line in lines]), [])
+    for line in report_deploys.annotation_lines(machines):
+        obeyed_at_most(line, ["::error title=", "::warning title="])
+    bad = any(m.is_bad for m in machines)
+    assert report_deploys.verdict(machines) == int(bad)
+
+
+# --- setup_machine.py -----------------------------------------------------------------------------------------
+
+
+@fuzz
+@given(st.one_of(ini("[machine]"), ini(""), st.just("")))
+def test_machine_ini_is_brought_to_the_options(folder: Path, text: str) -> None:
+    root = folder / "setup"
+    root.mkdir(exist_ok=True)
+    write(root / "machine.ini", text)
+    words = ["--name", "web", "--role", "frontend", "--repo", "git@h:a.git", "--root", str(root)]
+    setup = setup_machine.Setup(setup_machine.make_parser().parse_args(words), None)
+    try:
+        first = setup.machine_ini()
+    except setup_machine.UsageError as error:
+        assert "\n" not in str(error)
+        return
+    (root / "machine.ini").write_text(first, encoding="utf-8", errors="surrogateescape")
+    assert setup.machine_ini() == first, "a second run changes nothing"
+    parser = deploy_machine.new_ini_parser()
+    with contextlib.suppress(deploy_machine.configparser.Error):
+        parser.read_string(first)
+        assert (parser["machine"]["name"], parser["machine"]["repo"]) == ("web", "git@h:a.git")
+
+
+@fuzz
+@given(ANY, ANY, st.lists(st.one_of(ANY, st.just("ssh-ed25519 AAAA ci")), max_size=4))
+def test_keys_and_allowed_signers(folder: Path, key: str, signers: str, lines: list[str]) -> None:
+    for read, text in ((setup_machine.public_key, key), (setup_machine.allowed_signers, signers)):
+        write(folder / "file", text)
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            assert read(str(folder / "file")).strip()
+    others, own = setup_machine.others_and_own(lines, "ssh-ed25519 AAAA ci")
+    assert sorted(others + own) == sorted(lines)
