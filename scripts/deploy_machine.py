@@ -652,48 +652,62 @@ def removed_on_failure(path: Path) -> Iterator[Path]:
 
 
 def parse_env_file(text: str) -> dict[str, str]:
-    """Parse what systemd accepts as EnvironmentFile=; lines that it would ignore are ignored.
+    """Parse a file as systemd does for EnvironmentFile= (its src/basic/env-file.c), damaged lines too.
 
-    Comments begin with # or ;, values may be 'literal', "with \\" escapes" or bare (then a
-    backslash escapes one character); a backslash at the end of a line continues it.
+    Comments begin with # or ;, values may be 'literal', "with \\" escapes" or bare (then a backslash
+    escapes one character, and quotes in it are literal); a backslash at the end of a line continues it.
     """
     result: dict[str, str] = {}
     position = 0
-    assignment = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*")
+    line = re.compile(r"[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))", re.DOTALL)
     while position < len(text):
-        match = assignment.match(text, position)
-        if match:
-            value, position = parse_env_value(text, match.end())
-            result[match.group(1)] = value
-        else:
-            while position < len(text) and text[position] != "\n":
-                position += 2 if text[position] == "\\" else 1
-            position += 1
+        match = line.match(text, position)
+        assert match
+        position = match.end()
+        if match["equals"]:
+            value, position = parse_env_value(text, position)
+            if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*[ \t]*", match["key"]):
+                result[match["key"].strip()] = value
     return result
 
 
 def parse_env_value(text: str, position: int) -> tuple[str, int]:
     """One value of an EnvironmentFile from `position` on, and where the next line begins."""
-    value, quote, keep = "", "", 0  # keep: how much of value a trailing blank must not cost
-    while position < len(text) and (quote or text[position] != "\n"):
+    value, keep, bare = "", 0, False  # keep: how much of value trailing blanks must not cost
+    while position < len(text):
         char = text[position]
         position += 1
-        if quote and char == quote:
-            quote = ""
-        elif not quote and char in "'\"":
-            quote = char
-        elif char == "\\" and quote != "'" and position < len(text):
-            following = text[position]
+        if char in "\r\n":
+            break
+        if char == "\\":
+            value += text[position : position + 1].strip("\r\n")
             position += 1
-            if quote and following not in '"\\`$\n':
-                value += "\\"
-            value += "" if following == "\n" else following
+            keep, bare = len(value), True
+        elif not bare and char in "'\"":
+            quoted, position = parse_env_quoted(text, position, char)
+            value += quoted
+            keep = len(value)
+        elif bare or char not in " \t":
+            value += char
+            keep, bare = keep if char in " \t" else len(value), True
+    return value[:keep], position
+
+
+def parse_env_quoted(text: str, position: int, quote: str) -> tuple[str, int]:
+    """What is between quotes, from behind the first one on, and where the rest begins."""
+    value = ""
+    while position < len(text):
+        char = text[position]
+        position += 1
+        if char == quote:
+            break
+        if char == "\\" and quote == '"':
+            following = text[position : position + 1]
+            position += 1
+            value += following if following in '"\\`$' else "" if following == "\n" else char + following
         else:
             value += char
-            if not quote and char in " \t\r":
-                continue
-        keep = len(value)
-    return value[:keep], position + 1
+    return value, position
 
 
 # --- configuration ----------------------------------------------------------------------------
