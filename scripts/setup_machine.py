@@ -491,8 +491,10 @@ class Setup:
         wanted = f"restrict {line}"
         if self.options.restrict_ci_key or any(str(RESTRICTED_PUSH) in entry for entry in own):
             self.directory(RESTRICTED_PUSH.parent, 0o755, "root", "root")
-            text = (HERE / RESTRICTED_PUSH.name).read_text(encoding="utf-8")
-            self.file(RESTRICTED_PUSH, text, 0o755, "root", "root")
+            source = HERE / RESTRICTED_PUSH.name
+            if not source.exists():
+                raise UsageError(f"{source} is missing: copy the whole of scripts/")
+            self.file(RESTRICTED_PUSH, source.read_text(encoding="utf-8"), 0o755, "root", "root")
             wanted = f'restrict,command="{PYTHON} -I {RESTRICTED_PUSH} {self.root}" {line}'
         # one line for the key: sshd would take the first that fits. One that a person has changed stays.
         if not own or (self.options.restrict_ci_key and own != [wanted]):

@@ -244,6 +244,30 @@ def test_the_restriction_is_kept_and_other_lines_too(world: World, scheduler: Ma
     assert "authorized_keys2 lets CI's key in as well" in world.set_up("scheduler", "--check").stdout
 
 
+def test_with_verification_its_holder_deploys_nothing_unsigned(ci: Ci, scheduler: Machine) -> None:
+    world = ci.world
+    signers = world.home / "allowed_signers"
+    signers.write_text(f"# developers\ndev@example.com {(world.home / 'admin.pub').read_text()}")
+    done = world.set_up("scheduler", "--allowed-signers", str(signers))
+    assert "+ /srv/app/allowed_signers: created" in done.stdout, done.stderr
+    assert "+ /srv/app/machine.ini: changed" in done.stdout
+    assert scheduler.out("stat -c '%a %U' /srv/app/allowed_signers") == "644 root"
+    assert "no changes" in world.set_up("scheduler").stdout, "without the option it stays"
+
+    before = commit_on(scheduler)
+    unsigned = world.commit(world.edit(*CHANGE))
+    run = ci.merge()
+    assert (run.conclusion, outcome_of(run, "scheduler")) == ("failure", "failed")
+    assert f"{unsigned[:8]} is not signed; nothing of it was run; {before[:8]} still runs" in run.log
+    sign = ["-c", "gpg.format=ssh", "-c", f"user.signingkey={world.home}/admin"]
+    world.git(*sign, "commit", "-q", "--amend", "--no-edit", "-S")
+    world.git("push", "-q", "--force", world.origin, "HEAD:refs/heads/main")
+    run = ci.merge()
+    assert (run.conclusion, outcome_of(run, "scheduler")) == ("success", "deployed"), run.log
+    assert "is signed by dev@example.com (SHA256:" in run.log
+    assert commit_on(scheduler) == world.git("rev-parse", "HEAD")
+
+
 def test_restricting_needs_the_key(bare: World) -> None:
     bare.machine("scheduler")
     script = bare.clone / "scripts/setup_machine.py"
