@@ -1425,8 +1425,8 @@ class Release:
         return bool(self.meta.get("confirmed"))
 
     def confirm(self) -> None:
-        if not self.is_good:
-            write_json(self.path / ".release.json", {**self.meta, "confirmed": now()})
+        """Note that it serves and is healthy now."""
+        write_json(self.path / ".release.json", {**self.meta, "confirmed": now()})
 
 
 def current_release(machine: Machine) -> Release | None:
@@ -1508,9 +1508,14 @@ def discard(path: Path) -> None:
     remove(path)
 
 
-def clean_up(machine: Machine) -> None:
-    """Remove what no complete deploy owns. Runs under the lock, so nothing is being made now."""
-    interrupted = Running(machine).read()
+def clean_up(machine: Machine) -> dict[str, Any]:
+    """Remove what no complete deploy owns. Runs under the lock, so nothing is being made now.
+
+    Returns what running.json says of the deploy before this one, if that was interrupted.
+    """
+    interrupted = Running(machine).read() or {}
+    if "DEPLOY_TAKEN_OVER" in os.environ and interrupted.get("pid") == os.getpid():
+        return dict(interrupted.get("interrupted") or {})  # this very deploy: hand_over() led here
     if interrupted:
         log.warning(
             f"an earlier deploy ({interrupted.get('trigger')}, {interrupted.get('started')}) was interrupted"
@@ -1527,6 +1532,7 @@ def clean_up(machine: Machine) -> None:
     for directory in (machine.root, machine.state, machine.root / "bin"):
         for path in directory.glob(".*.tmp-*"):
             remove(path)
+    return {key: str(interrupted.get(key, "")) for key in ("stage", "started") if interrupted}
 
 
 def end_leftovers(release: str) -> None:
@@ -2142,6 +2148,7 @@ class Attempt:
     healthy: bool | None = None
     is_ready: bool = False
     is_switched: bool = False
+    interrupted: dict[str, Any] = dataclasses.field(default_factory=dict)  # how far an earlier deploy came
     lock: int = -1
     old_files: dict[str, float] = dataclasses.field(default_factory=dict)  # assets of earlier releases, since when
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each stage, in order
@@ -2270,10 +2277,9 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
     try:
         with hold_lock(machine, attempt.options, while_waiting) as attempt.lock:
             try:
-                clean_up(machine)
-                running.write(
-                    pid=os.getpid(), trigger=attempt.trigger, started=attempt.started, stage="start", release=""
-                )
+                attempt.interrupted = clean_up(machine)
+                about = {"pid": os.getpid(), "trigger": attempt.trigger, "started": attempt.started}
+                running.write(**about, stage="start", release="", interrupted=attempt.interrupted)
                 result = story(attempt)
             except Terminated as stop:
                 if attempt.is_switched:
@@ -2304,7 +2310,7 @@ def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
         message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     if attempt.healthy is None:
         with contextlib.suppress(DeployError):  # what went wrong first is what counts
-            if attempt.trigger == "boot":
+            if attempt.trigger == "boot" or attempt.interrupted:
                 settle_current(attempt)
             else:
                 attempt.services, problem = observe(attempt.machine, current_release(attempt.machine))
@@ -2523,7 +2529,6 @@ def hand_over(attempt: Attempt, mirror: Mirror, tree: Tree, tip: str) -> None:
         return
     log(f"handing over to {SCRIPT_IN_REPOSITORY} of {short(attempt.wanted)}")
     os.set_inheritable(attempt.lock, True)
-    Running(attempt.machine).clear()
     env = {**os.environ, "DEPLOY_TAKEN_OVER": "1", "DEPLOY_TAKEN_OVER_AT": tip, "DEPLOY_LOCK_FD": str(attempt.lock)}
     os.execve(sys.executable, [sys.executable, str(script), *sys.argv[1:], "--root", str(attempt.machine.root)], env)
 
@@ -2534,6 +2539,8 @@ def nothing_to_do(attempt: Attempt, mirror: Mirror, commit: str) -> Result | Non
     bad = attempt.state.bad.get(commit)
     if current and current.commit == commit and not options.full:
         settled = settle_current(attempt)
+        if attempt.interrupted and not settled:
+            finish(attempt, config_of_release(current), current)
         refresh_script(attempt.machine, current)
         return settled or make_result(attempt, "unchanged", f"{short(commit)} already runs, nothing to do")
     if current and current.commit != commit and not options.force and mirror.contains(current.commit, commit):
@@ -2549,7 +2556,7 @@ def nothing_to_do(attempt: Attempt, mirror: Mirror, commit: str) -> Result | Non
 def settle_current(attempt: Attempt) -> Result | None:
     """There will be no new release: see that the services of the current one run.
 
-    A release that was switched to but never confirmed (a deploy was interrupted) is confirmed
+    A release that was switched to but not confirmed since (a deploy was interrupted) is confirmed
     now, or given up if it is unhealthy; then the result of that is returned. Raises Broken.
     """
     machine, current = attempt.machine, current_release(attempt.machine)
@@ -2558,8 +2565,8 @@ def settle_current(attempt: Attempt) -> Result | None:
         return None
     config = config_of_release(current)
     roles = machine_roles(machine, config)
-    if not current.is_good:
-        log(f"{short(current.commit)} was switched to but never confirmed: an earlier deploy was interrupted")
+    if not current.is_good or was_left_switching(attempt, current):
+        log(f"{short(current.commit)} was switched to but not confirmed: an earlier deploy was interrupted")
         return switch_and_confirm(attempt, config, current, good_release_before(machine, current))
     try:
         if machine.is_set_up:
@@ -2573,6 +2580,13 @@ def settle_current(attempt: Attempt) -> Result | None:
         attempt.healthy = False
         raise Broken(f"{short(current.commit)} runs but is not healthy: {error}", error.detail) from None
     return None
+
+
+def was_left_switching(attempt: Attempt, current: Release) -> bool:
+    """Whether a killed deploy may have left the services on another release than the current one."""
+    left = attempt.interrupted
+    switching = left.get("stage") in ("switching", "services", "going back")
+    return switching and not left["started"] < str(current.meta.get("confirmed"))
 
 
 def restart_current(attempt: Attempt, config: Config, roles: Sequence[Role], current: Release) -> None:

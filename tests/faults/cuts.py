@@ -37,6 +37,7 @@ class Disk:
         self.directory = directory
         self.outer = directory / "outer"
         self.image = self.outer / "app.img"
+        self.cuts = 0
         self.outer.mkdir(parents=True)
         make_file_system(directory / "outer.img", 4000, "-O", "^has_journal")
         call("mount", "-o", "loop", directory / "outer.img", self.outer)
@@ -48,10 +49,13 @@ class Disk:
     def unplug(self) -> None:
         call("umount", self.place)
 
-    def cut(self, copy: Path) -> None:
-        """Keep in `copy` what is on the disk in this instant."""
+    def cut(self) -> Path:
+        """A copy of what is on the disk in this instant. Each is a new file: a loop device may outlive its use."""
+        self.cuts += 1
+        copy = self.directory / f"cut{self.cuts}.img"
         with self.frozen():
             call("cp", "--sparse=always", self.image, copy)
+        return copy
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -96,18 +100,16 @@ def take_cuts(subject: Subject, disk: Disk, trigger: str, change: str, moments: 
     watch = Watch(subject.app, subject.commits[change])
     process, copies = subject.start(trigger), []
     began = time.monotonic()
-    for number, moment in enumerate(moments):
+    for moment in moments:
         case = Case(trigger, change, moment)
         while process.poll() is None:
             watch.look()
             if has_come(case, watch, time.monotonic() - began, subject.seconds[change]):
                 break
             time.sleep(0.0002)
-        copy = disk.directory / f"copy{number}.img"
         stalled = time.monotonic()
-        disk.cut(copy)
+        copies.append(disk.cut())
         began += time.monotonic() - stalled  # the deploy stood still meanwhile
-        copies.append(copy)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
     return copies
@@ -119,6 +121,7 @@ def boot_copy(subject: Subject, disk: Disk, copy: Path, change: str) -> list[str
     frontend.cut()
     disk.unplug()
     disk.plug_in(copy)
+    copy.unlink()
     problems = on_the_disk(subject)
     frontend.boot(wait="multi-user.target")
     if frontend.wait_for_startup() != "exited":

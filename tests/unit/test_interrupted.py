@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import textwrap
+import time
+
+import pytest
 
 from small_app import DEPLOY_INI, SCRIPT, App
 
@@ -53,3 +56,56 @@ def test_a_half_removed_release_or_environment_does_not_look_whole(app: App) -> 
     app.commit({"src/a": "a\n"}, "back to the environment of the first")
     app.deploy()
     assert (app.current / "out" / "all").read_text() == "a\n"
+
+
+KILLED_WHILE_TIDYING = """
+    script.prune = die
+"""
+
+
+def test_what_was_not_tidied_up_is_by_the_next_run(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI.replace("shared = .env", "keep = 1")})
+    app.deploy()
+    app.commit({"src/a": "b\n"})
+    killed(app, KILLED_WHILE_TIDYING)
+    assert len(list((app.root / "releases").iterdir())) == 2
+    app.deploy()
+    assert len(list((app.root / "releases").iterdir())) == 1
+    assert len(list((app.root / "envs").iterdir())) == 1
+
+
+def test_killed_while_another_copy_takes_over_is_interrupted(app: App) -> None:
+    app.deploy()
+    new = app.commit({"scripts/deploy_machine.py": SCRIPT.read_text().replace("0.1.0", "9.9.9", 1)})
+    killed(app, "script.os.execve = die")
+    assert app.run("status").result["interrupted"] is True
+    done = app.deploy()
+    assert "was interrupted at: fetching" in done.log
+    assert done.log.count("was interrupted") == 1, "the copy that takes over does not take its own deploy for one"
+    assert done.result["commit"] == new
+
+
+CONFIRMED = "was switched to but not confirmed"
+
+
+@pytest.mark.parametrize(
+    ("patch", "again"),
+    [
+        ("script.activate = die", True),
+        ("script.activate = lambda *_: script.time.sleep(1.1)\nscript.finish = die", False),
+    ],
+    ids=["before its services were restarted", "after it was confirmed"],
+)
+def test_an_interrupted_switch_to_a_release_that_was_good(app: App, patch: str, again: bool) -> None:
+    """Its mark says good since long: that its services were restarted this time, nobody has seen."""
+    first = app.deploy().result["commit"]
+    app.commit({"code.py": "print(2)\n"})
+    app.deploy()
+    # times in state/ are whole seconds, and services stay under watch for at least one
+    time.sleep(1.1)
+    killed(app, patch, "rollback")
+    assert app.revision() == first
+    done = app.deploy("--commit", first, "--force")
+    assert (CONFIRMED in done.log) is again
+    assert app.revision() == first
+    assert CONFIRMED not in app.deploy("--commit", first, "--force").log, "once is enough"
