@@ -1254,12 +1254,12 @@ class Mirror:
             self.git("config", "core.fsync", "all")
             self.git("config", "core.fsyncObjectFiles", "true")
             self.git("config", "gc.autoDetach", "false")
-        for stale in [
-            *self.path.glob("*.lock"),
-            *self.path.glob("refs/**/*.lock"),
-            *self.path.glob("objects/pack/tmp_*"),
-        ]:
-            stale.unlink(missing_ok=True)
+        for folder, folders, names in os.walk(self.path):
+            if os.path.basename(folder) == "objects":
+                folders[:] = [name for name in folders if len(name) > 2]  # not the hundreds that only hold objects
+            for name in names:
+                if name.endswith(".lock") or name.startswith("tmp_"):
+                    os.unlink(os.path.join(folder, name))
 
     def fetch(self, branch: str, timeout: float) -> str:
         """Fetch the branch and return its newest commit. Raises Unreachable or UsageError."""
@@ -1275,21 +1275,38 @@ class Mirror:
         if done.code != 0:
             failed = Unreachable(f"{self.url}: could not be fetched: {reason_of(done.err)}", tail(done.err))
             raise DeployError(str(failed), failed.detail) if is_disk_full(failed) else failed
-        return self.resolve(f"refs/heads/{branch}")
+        tip = self.resolve(f"refs/heads/{branch}")
+        if not tip:
+            raise CommandError(f"git fetch succeeded but {branch} leads to no commit")
+        return tip
+
+    def is_reachable(self, branch: str, timeout: float) -> bool:
+        """Whether the repository itself answers, whatever state the mirror is in."""
+        command = ["git", "ls-remote", "--quiet", "--", self.url, f"refs/heads/{branch}"]
+        try:
+            return run(command, env=self.environment(), cwd=Path("/"), timeout=timeout, check=False).code == 0
+        except CommandError:
+            return False
 
     def is_sound(self) -> bool:
-        return (
-            self.git("fsck", "--connectivity-only", "--no-dangling", "--no-progress", timeout=600, check=False).code
-            == 0
-        )
+        """Whether every object is there and whole."""
+        try:
+            return self.git("fsck", "--full", "--no-dangling", "--no-progress", timeout=600, check=False).code == 0
+        except CommandError:
+            return True  # took too long: nobody knows
 
     def resolve(self, name: str) -> str:
         """The full id of a commit; empty if there is none of that name."""
         return self.git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}", check=False).out.strip()
 
     def contains(self, newer: str, older: str) -> bool:
-        """Whether `older` is `newer` or one of its ancestors."""
-        return newer == older or self.git("merge-base", "--is-ancestor", older, newer, check=False).code == 0
+        """Whether `older` is `newer` or one of its ancestors. Raises CommandError if git cannot tell."""
+        if newer == older:
+            return True
+        done = self.git("merge-base", "--is-ancestor", older, newer, check=False)
+        if done.code > 1 and self.resolve(older):
+            raise CommandError(f"git merge-base {older} {newer} ended with {done.code}", tail(done.err))
+        return done.code == 0
 
     def count(self, older: str, newer: str) -> int:
         done = self.git("rev-list", "--count", f"{older}..{newer}", check=False)
@@ -1474,7 +1491,7 @@ def switch(machine: Machine, release: Release) -> None:
 
 def kept(machine: Machine, step: Step, key: str) -> Path | None:
     """The complete environment that holds what this step makes of the inputs with this key."""
-    found = sorted(path for path in machine.envs.glob(f"{step.name}-{key}-*") if (path / ".complete").exists())
+    found = sorted(path for path in machine.envs.glob(f"{step.name}-{key}-*") if read_json(path / ".complete"))
     return found[-1] if found else None
 
 
@@ -1527,7 +1544,7 @@ def clean_up(machine: Machine) -> dict[str, Any]:
         if path.name != current and not Release(path).is_good:  # never switched to, or given up
             remove(path)
     for path in machine.envs.iterdir():
-        if not (path / ".complete").exists():
+        if not read_json(path / ".complete"):
             remove(path)
     for directory in (machine.root, machine.state, machine.root / "bin"):
         for path in directory.glob(".*.tmp-*"):
@@ -2383,9 +2400,21 @@ def record(attempt: Attempt, result: Result) -> None:
 
 
 def bring_to_target(attempt: Attempt) -> Result:
-    """Steps 2 to 7 of a deploy, under the lock."""
+    """Steps 2 to 7 of a deploy, under the lock; once more with a new mirror if this one is damaged."""
+    mirror = Mirror(attempt.machine.mirror, attempt.machine.repo)
+    try:
+        return bring_from(attempt, mirror)
+    except CommandError as error:
+        if attempt.is_switched or not str(error).startswith("git ") or mirror.is_sound():
+            raise
+        log.warning(f"{error}; {mirror.path} is damaged: fetching it anew")
+    remove(mirror.path)
+    attempt.steps.clear()
+    return bring_from(attempt, mirror)
+
+
+def bring_from(attempt: Attempt, mirror: Mirror) -> Result:
     machine = attempt.machine
-    mirror = Mirror(machine.mirror, machine.repo)
     wanted, tip = find_target(attempt, mirror)
     done = nothing_to_do(attempt, mirror, wanted)
     if done:
@@ -2476,11 +2505,13 @@ def fetch_until(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
 
 def fetch_repaired(mirror: Mirror, branch: str, timeout: float) -> str:
     """Fetch; if that fails and the mirror turns out to be damaged, put a new one in its place."""
+    deadline = time.monotonic() + timeout
     mirror.prepare()
     try:
         return mirror.fetch(branch, timeout)
-    except Unreachable:
-        if mirror.is_sound():
+    except (Unreachable, CommandError):
+        left = min(10.0, max(1.0, deadline - time.monotonic()))
+        if not mirror.is_reachable(branch, left) or mirror.is_sound():
             raise
     log.warning(f"{mirror.path} is damaged; fetching it anew")
     fresh = Mirror(mirror.path.with_name("repo.git.new"), mirror.url)
@@ -2585,7 +2616,7 @@ def settle_current(attempt: Attempt) -> Result | None:
 def was_left_switching(attempt: Attempt, current: Release) -> bool:
     """Whether a killed deploy may have left the services on another release than the current one."""
     left = attempt.interrupted
-    switching = left.get("stage") in ("switching", "services", "going back")
+    switching = left.get("stage") in ("switching", "services", "confirming", "going back")
     return switching and not left["started"] < str(current.meta.get("confirmed"))
 
 
