@@ -1891,6 +1891,14 @@ def keep_old_files(release: Release, previous: Release, step: Step) -> dict[str,
     return kept_files
 
 
+def keep_files_of(left: Release, config: Config, release: Release) -> None:
+    """Going back: pages of the release that is left still ask for its assets, too."""
+    for step in config.steps:
+        if step.keep_days:
+            with contextlib.suppress(OSError):  # going back matters more
+                keep_old_files(release, left, step)
+
+
 # --- services ---------------------------------------------------------------------------------------
 
 
@@ -2782,9 +2790,11 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
         )
     attempt.stage("going back", release=good.name)
     log(f"going back to {good.name}", Log.WARNING)
+    config = config_of_release(good)
+    keep_files_of(release, config, good)
     switch(machine, good)
     try:
-        activate(attempt, config_of_release(good), good, time.monotonic())
+        activate(attempt, config, good, time.monotonic())
     except (DeployError, OSError) as second:
         raise Broken(
             f"{short(release.commit)} is not healthy ({error}), nor is {short(good.commit)} any more ({second})",
@@ -2899,9 +2909,7 @@ def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
     machine_roles(machine, config)
     attempt.wanted = release.commit
     log(f"rolling back from {current.name} to {release.name}")
-    for step in config.steps:
-        if step.keep_days:
-            keep_old_files(release, current, step)
+    keep_files_of(current, config, release)
     newer = current.name > release.name and current.commit != release.commit
     result = switch_and_confirm(attempt, config, release, current if current.is_good else None)
     if result["outcome"] != "deployed":

@@ -502,3 +502,13 @@ def test_very_many_inputs_are_recorded_by_one_hash(app: App) -> None:
     assert "most" not in app.deploy().ran()
     app.commit({"many/7": "changed\n"})
     assert app.deploy().why("most") == "a file of many/** changed"
+
+
+def test_assets_of_an_unhealthy_release_stay_reachable_too(app: App) -> None:
+    config = DEPLOY_INI + STATIC.format(inputs="")
+    app.commit({"deploy.ini": config})
+    app.deploy()
+    bad = config.replace("shared = .env", "shared = .env\nhealth_timeout = 0.5")
+    app.commit({"deploy.ini": bad.replace("[role web]", "[role web]\ncheck = false"), "code.py": "print(3)\n"})
+    app.deploy(expect=11)
+    assert app.git("hash-object", "code.py") in assets(app)
