@@ -13,16 +13,20 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from faults.kills import STARTUP, Case, Watch, has_come
-from faults.subject import Subject
+from faults.subject import CHANGES, Subject
 from faults.trees import differences
 from lab.host import call
 from lab.machine import Machine
 
+Round = tuple[str, str, list[str | float]]  # trigger, change, and the moments of one deploy
+AROUND_THE_SWITCH: list[str | float] = ["step collectstatic", "release complete", "switching", "switched"]
+AROUND_THE_SWITCH += ["services", "confirmed", "recorded"]
 FREEZE, THAW = 0xC0045877, 0xC0045878  # FIFREEZE, FITHAW of linux/fs.h
 
 
@@ -32,8 +36,7 @@ class Disk:
     def __init__(self, directory: Path, place: Path, commit_interval: int) -> None:
         """commit_interval: seconds after which ext4 writes names and sizes by itself."""
         self.place = place
-        # noauto_da_alloc: ext4 would else repair programs that rename without having synced
-        self.options = f"loop,commit={commit_interval},noauto_da_alloc"
+        self.commit_interval = commit_interval
         self.directory = directory
         self.outer = directory / "outer"
         self.image = self.outer / "app.img"
@@ -44,7 +47,9 @@ class Disk:
         make_file_system(self.image, 1500)
 
     def plug_in(self, image: Path | None = None) -> None:
-        call("mount", "-o", self.options, image or self.image, self.place)
+        # noauto_da_alloc: ext4 would else repair programs that rename without having synced
+        options = f"loop,commit={self.commit_interval},noauto_da_alloc"
+        call("mount", "-o", options, image or self.image, self.place)
 
     def unplug(self) -> None:
         call("umount", self.place)
@@ -130,6 +135,22 @@ def boot_copy(subject: Subject, disk: Disk, copy: Path, change: str) -> list[str
     if frontend.health() != {"status": 200, "commit": new}:
         problems.append(f"afterwards the application answers {frontend.health()}")
     return problems + [f"afterwards {each}" for each in subject.differs_from_undisturbed(change)]
+
+
+def plan_cuts(count: int, seed: int) -> list[Round]:
+    """At least `count` cuts: around the switch, and at random instants of environment builds."""
+    chosen = random.Random(seed)
+    rounds: list[Round] = []
+    while sum(len(moments) for _, _, moments in rounds) < count:
+        number = len(rounds)
+        trigger = "cd" if number % 4 < 2 else "boot"
+        if number % 2:
+            rounds.append((trigger, "dependency", sorted(round(chosen.uniform(0.1, 0.8), 3) for _ in range(4))))
+        else:
+            change = CHANGES[number // 2 % len(CHANGES)]
+            marks = sorted(chosen.sample(AROUND_THE_SWITCH, 4), key=AROUND_THE_SWITCH.index)
+            rounds.append((trigger, change, marks))
+    return rounds
 
 
 def back_to_the_original(subject: Subject, disk: Disk) -> None:

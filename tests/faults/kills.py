@@ -121,27 +121,35 @@ def processes(subject: Subject, unit: str) -> Iterator[Path]:
 
 
 def kill_at(subject: Subject, case: Case, process: subprocess.Popen[str] | None) -> Watch:
-    """Wait for the case's moment, then SIGKILL all of the deploy at once; what was seen until then."""
+    """Kill a deploy at the case's moment; what was seen of it until then."""
     unit = PUSH if case.trigger == "cd" else STARTUP
     watch = Watch(subject.app, subject.commits[case.change])
+    began = time.monotonic()  # some milliseconds before it starts
+
+    def moment_has_come() -> bool:
+        watch.look()
+        return has_come(case, watch, time.monotonic() - began, subject.seconds[case.change])
+
+    kill_when(subject, unit, process, moment_has_come)
+    return watch
+
+
+def kill_when(
+    subject: Subject, unit: str, process: subprocess.Popen[str] | None, condition: Callable[[], bool]
+) -> None:
+    """SIGKILL all processes of a unit at once, as soon as the condition holds (or it has ended by itself)."""
     group: Path | None = None
     limit = time.monotonic() + 60
     while group is None:
         group = next(processes(subject, unit), None)
         assert time.monotonic() < limit, f"{unit} did not start"
-    began = time.monotonic()
-    while time.monotonic() < limit:
-        watch.look()
-        if has_come(case, watch, time.monotonic() - began, subject.seconds[case.change]):
-            break
-        if process and process.poll() is not None:
-            break
+    while not condition() and not (process and process.poll() is not None):
+        assert time.monotonic() < limit, f"{unit} did not come that far"
         time.sleep(0.0002)
     with contextlib.suppress(OSError):  # it may have ended by now
         (group / "cgroup.kill").write_text("1")
     if process:
         process.communicate(timeout=30)
-    return watch
 
 
 def has_come(case: Case, watch: Watch, elapsed: float, usual: float) -> bool:

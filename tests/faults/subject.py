@@ -52,7 +52,7 @@ class Subject:
         self.frontend: Machine = world.boot("frontend")
         self.app = self.frontend.root / "srv/app"
         self.saved = self.frontend.directory / "base"
-        self.base = self.make_base()
+        self.base = self.make_base("dependency" in changes)
         self.commits = {change: self.make_commit(change) for change in changes}
         self.release = os.readlink(self.app / "current")
         call("cp", "-a", self.app, self.saved)
@@ -62,12 +62,13 @@ class Subject:
         for change in changes:
             self.take_reference(change)
 
-    def make_base(self) -> str:
-        """Bring the machine to a release that has another environment than the one before it."""
+    def make_base(self, new_environment: bool) -> str:
+        """Bring the machine to a second release, if so asked with another environment than the first one's."""
         ini = (self.world.clone / "deploy.ini").read_text()
-        self.world.add_python_dependency("humanize (>=4,<5)")
+        if new_environment:
+            self.world.add_python_dependency("humanize (>=4,<5)")
         base = self.world.commit({"deploy.ini": f"[deploy]\nkeep = 2\n{ini}"}, "the base")
-        assert self.frontend.deploy().ran == ["python", "migrate", "collectstatic"]
+        assert ("python" in self.frontend.deploy().ran) is new_environment
         return base
 
     def make_commit(self, change: str) -> str:
@@ -114,17 +115,19 @@ class Subject:
         call("git", f"--git-dir={self.world.origin}", "-c", "safe.directory=*",
              "update-ref", "refs/heads/main", self.commits[change])  # fmt: skip
         if self.frontend.is_on:
-            self.frontend.sh(f"systemctl reset-failed {STARTUP} 2>/dev/null; systemctl restart --no-block gunicorn.service")
+            self.frontend.sh(
+                f"systemctl reset-failed {STARTUP} 2>/dev/null; systemctl restart --no-block gunicorn.service"
+            )
         found = differences(self.base_tree, self.tree())
         assert not found, f"a deploy changed what it may not change: {found}"
 
-    def start(self, trigger: str) -> subprocess.Popen[str]:
+    def start(self, trigger: str, command: str = "deploy") -> subprocess.Popen[str]:
         """Start a deploy: a push (in a unit of its own, whose processes can be told), or a boot's without a boot."""
-        command = ["systemctl", "restart", STARTUP]
+        words = ["systemctl", "restart", STARTUP]
         if trigger == "cd":
-            command = ["systemd-run", "--quiet", "--collect", "--pipe", "--wait", "--uid=deploy", f"--unit={PUSH}",
-                       "/srv/app/bin/deploy_machine.py", "--trigger", "cd", "--json"]  # fmt: skip
-        argv = [*self.frontend.argv(), *command]
+            words = ["systemd-run", "--quiet", "--collect", "--pipe", "--wait", "--uid=deploy", f"--unit={PUSH}",
+                     "/srv/app/bin/deploy_machine.py", command, "--trigger", "cd", "--json"]  # fmt: skip
+        argv = [*self.frontend.argv(), *words]
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -1,0 +1,1 @@
+"""Long measurements on the test machines of tests/lab; run by `./dev bench`."""

@@ -1,0 +1,183 @@
+"""./dev bench faults: kills, power cuts and deploys under load, in numbers that are too long for the tests.
+
+Prints tables in Markdown; the exit code is 1 if any promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from faults import cuts, kills
+from faults.subject import Subject
+from faults.under_load import Report, under_load
+from lab.image import say
+from lab.world import World, snapshot
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Cut:
+    """One power cut and what was wrong after it."""
+
+    trigger: str
+    change: str
+    moment: str | float
+    problems: list[str]
+
+
+def last_line(error: Exception) -> str:
+    """An error of the campaign itself counts as a failure of its case."""
+    traceback.print_exc()
+    return f"{type(error).__name__}: {str(error)[:500]}"
+
+
+def kill_all(cases: Sequence[kills.Case]) -> list[kills.Outcome]:
+    """Run the cases one after the other; after one that could not be completed, go on in a new world."""
+    outcomes: list[kills.Outcome] = []
+    while len(outcomes) < len(cases):
+        with World(snapshot("deployed")) as world:
+            subject = Subject(world)
+            for case in cases[len(outcomes) :]:
+                began = time.monotonic()
+                try:
+                    outcomes.append(kills.run_case(subject, case))
+                except Exception as error:  # the campaign goes on, and ends red
+                    outcomes.append(kills.Outcome(case, problems=[last_line(error)]))
+                    break
+                finally:
+                    tell(f"{case}: {outcomes[-1].met if outcomes else ''}", began, outcomes[-1].problems)
+    return outcomes
+
+
+def cut_all(rounds: Sequence[cuts.Round]) -> list[Cut]:
+    """One deploy for each round, cut at several moments; every copy of the disk is booted."""
+    done: list[Cut] = []
+    with World(snapshot("deployed")) as world:
+        disk = cuts.put_on_disk(world.machine("frontend"), commit_interval=1)
+        try:
+            world.boot("frontend")
+            world.machine("frontend").wait_for_startup()
+            subject = Subject(world)
+            for number, (trigger, change, moments) in enumerate(rounds):
+                copies = cuts.take_cuts(subject, disk, trigger, change, moments)
+                for moment, copy in zip(moments, copies, strict=True):
+                    began = time.monotonic()
+                    done.append(Cut(trigger, change, moment, cuts.boot_copy(subject, disk, copy, change)))
+                    tell(f"power cut, {trigger}, {change}, {moment}", began, done[-1].problems)
+                # names and sizes reach the disk at once, or not before a sync
+                disk.commit_interval = 60 if number % 2 == 0 else 1
+                cuts.back_to_the_original(subject, disk)
+        finally:
+            world.machine("frontend").cut()
+            disk.remove()
+    return done
+
+
+def load_all(code: int, dependencies: int, rollbacks: int, seed: int) -> Report:
+    """Deploys and rollbacks in a mixed order; never two rollbacks, nor two dependencies, in a row."""
+    kinds = ["code"] * code
+    chosen = random.Random(seed)
+    for kind, count in (("dependency", dependencies), ("rollback", rollbacks)):
+        gaps = [place for place in range(1, len(kinds)) if kinds[place] == kinds[place - 1] == "code"]
+        for place in sorted(chosen.sample(gaps, count), reverse=True):
+            kinds.insert(place, kind)
+    with World(snapshot("deployed")) as world:
+        return under_load(world, kinds)
+
+
+def tell(what: str, began: float, problems: Sequence[str]) -> None:
+    say(f"{what}: {time.monotonic() - began:.1f} s{'' if not problems else f': BROKEN: {problems}'}")
+
+
+def kills_table(outcomes: Sequence[kills.Outcome]) -> list[str]:
+    lines = [
+        "| killed | before the lock | in the deploy | after the record | old / new answered | broken promises |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups = collections.defaultdict(list)
+    for outcome in outcomes:
+        groups[outcome.case.trigger, outcome.case.change].append(outcome)
+    for (trigger, change), group in [*sorted(groups.items()), (("all", ""), list(outcomes))]:
+        met = collections.Counter(outcome.met for outcome in group)
+        served = collections.Counter(outcome.served for outcome in group)
+        broken = sum(bool(outcome.problems) for outcome in group)
+        lines.append(
+            f"| {len(group)} {trigger} {change} | {met['before the lock']} | {met['in the deploy']} |"
+            f" {met['after the record']} | {served['old']} / {served['new']} | {broken} |"
+        )
+    stages = collections.Counter(outcome.stage or "none" for outcome in outcomes)
+    told = ", ".join(f"{stage} {count}" for stage, count in stages.most_common())
+    return [*lines, "", f"Killed at stage: {told}."]
+
+
+def cuts_table(done: Sequence[Cut]) -> list[str]:
+    lines = ["| power cuts | broken promises |", "|---|---|"]
+    groups = collections.defaultdict(list)
+    for cut in done:
+        groups[cut.trigger, cut.change, isinstance(cut.moment, float)].append(cut)
+    for (trigger, change, is_random), group in sorted(groups.items()):
+        where = "at random instants of the build" if is_random else "around the switch"
+        lines.append(f"| {len(group)} {trigger} {change}, {where} | {sum(bool(cut.problems) for cut in group)} |")
+    return [*lines, f"| {len(done)} in all | {sum(bool(cut.problems) for cut in done)} |"]
+
+
+def load_table(report: Report) -> list[str]:
+    deploys = ", ".join(f"{count} {kind}" for kind, count in report.deploys.items())
+    lines = [f"Under load: {deploys}; {report.assets} assets of the pages before were asked for again.", ""]
+    lines += ["| requests | answered | slowest |", "|---|---|---|"]
+    lines += [f"| {kind} | {count} | {report.slowest[kind]:.1f} s |" for kind, count in report.requests.items()]
+    return [*lines, f"| broken promises | {len(report.problems)} | |"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, metavar="N", help="default 200")
+    parser.add_argument("--cuts", type=int, default=32, metavar="N", help="power cuts; default 32")
+    parser.add_argument("--load", type=int, nargs=3, default=[20, 5, 5], metavar=("CODE", "DEPENDENCY", "ROLLBACK"),
+                        help="deploys under load; default 20 5 5")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="chooses the moments; default 1")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at the same time; default 2")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        say("the machines need root: sudo ./dev bench faults")
+        return 2
+    snapshot("deployed")
+    began = time.monotonic()
+    cases = kills.sample(options.kills, options.seed, power_on=options.kills // 20)
+    rounds = cuts.plan_cuts(options.cuts, options.seed)
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        cutting = pool.submit(cut_all, rounds)
+        slices = [pool.submit(kill_all, cases[first :: options.jobs]) for first in range(options.jobs)]
+        outcomes = [outcome for each in slices for outcome in each.result()]
+        done = cutting.result()
+    load = load_all(*options.load, options.seed) if options.load[0] else Report({})  # alone: it tells times
+    print(f"seed {options.seed}, {time.monotonic() - began:.0f} s\n")
+    problems = [f"{outcome.case}: {each}" for outcome in outcomes for each in outcome.problems]
+    problems += [f"cut, {cut.trigger}, {cut.change}, {cut.moment}: {each}" for cut in done for each in cut.problems]
+    problems += [f"load: {each}" for each in load.problems]
+    show(outcomes, kills_table)
+    show(done, cuts_table)
+    if load.requests:
+        print("\n".join(load_table(load)))
+    print("\n".join(["", *(f"- {problem}" for problem in problems)]) if problems else "\nEvery promise was kept.")
+    return 1 if problems else 0
+
+
+def show(results: Sequence[T], table: Callable[[Sequence[T]], list[str]]) -> None:
+    if results:
+        print("\n".join(table(results)), end="\n\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
