@@ -1,1 +1,11 @@
-"""Long measurements on the test machines of tests/lab; run by `./dev bench`."""
+"""./dev bench: how fast deploys are, measured on real machines beside other tools and beside the floors.
+
+cases.py       what is measured, round by round
+contenders.py  how each tool deploys the same application; recipes/ has their files
+floors.py      what no tool can avoid: ssh, git fetch, a restart until healthy, ...
+machines.py    the machines, and new commits
+tools.py       installs the other tools, pinned
+probe.py       the stopwatch: it runs in the runner's namespace, and on the machines
+faults.py      ./dev bench faults: kills, power cuts, load (the parts are in tests/faults)
+report.py      medians, ratios, bars, tables: pure functions
+"""

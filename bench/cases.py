@@ -1,0 +1,299 @@
+"""What is measured: each case once a round, every contender in turn.
+
+The slow cases that no bar rests on (first deploy, boot three commits behind, the peers' rollback, load and offline
+times) are measured in the first LIGHT rounds only, so that a run fits into half an hour.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bench import floors
+from bench.contenders import CONTENDERS, Contender, Naive, Ours
+from bench.machines import Machines
+from lab.host import REPOSITORY
+from lab.image import say
+from lab.machine import Machine
+
+LIGHT = 3
+Samples = dict[str, dict[str, list[float]]]
+
+
+class Bench:
+    """The contenders on their machines, and what was measured so far."""
+
+    def __init__(self, machines: Machines, names: list[str], cases: list[str]) -> None:
+        self.machines = machines
+        self.cases = cases
+        self.round = 0
+        self.samples: Samples = defaultdict(lambda: defaultdict(list))
+        self.timings: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.contenders: dict[str, Contender] = {}
+        self.many: list[tuple[Machine, str]] = []
+        for name in CONTENDERS:
+            # the floors are measured on the machines of these two
+            if name in (*names, "ours", "naive"):
+                self.add(name)
+        if "twenty" in cases:
+            say("making 20 roots")
+            self.many = machines.create_many()
+        if "big" in cases:
+            say("making a repository of 50,000 files and 20,000 commits")
+            machines.create_big_repository(self.ours.machine)
+
+    def add(self, name: str) -> None:
+        say(f"preparing {name}")
+        self.contenders[name] = CONTENDERS[name](self.machines)
+
+    @property
+    def ours(self) -> Ours:
+        contender = self.contenders["ours"]
+        assert isinstance(contender, Ours)
+        return contender
+
+    @property
+    def naive(self) -> Naive:
+        contender = self.contenders["naive"]
+        assert isinstance(contender, Naive)
+        return contender
+
+    def peers(self, always: bool = True) -> list[Contender]:
+        """All contenders; unless `always`, only ours after the light rounds."""
+        return list(self.contenders.values()) if always or self.round < LIGHT else [self.ours]
+
+    def note(self, case: str, who: str, value: float) -> None:
+        self.samples[case][who].append(value)
+        say(f"round {self.round + 1}: {case}: {who}: {value:.3f}")
+
+    def note_deploy(self, case: str, contender: Contender, seconds: float) -> None:
+        self.note(case, contender.name, seconds)
+        if contender.timings:
+            self.timings[case].append(contender.timings)
+
+    def warm_up(self) -> None:
+        """Every contender's first deploy, which fills its machine's package caches; not measured."""
+        commit = self.machines.change_python()
+        for contender in self.peers():
+            seconds = contender.deploy(commit)
+            say(f"{contender.name}: its very first deploy took {seconds:.1f} s")
+        if self.many:
+            push_many(self, self.many)
+        if "big" in self.cases:
+            push_big(self)
+
+    def run(self, rounds: int) -> None:
+        self.warm_up()
+        for self.round in range(rounds):
+            for name in self.cases:
+                CASES[name](self)
+
+    def deploy_to_all(self, case: str, commit: str, always: bool = True) -> None:
+        for contender in self.peers(always):
+            self.note_deploy(case, contender, contender.deploy(commit))
+
+
+# --- the cases
+
+
+def nothing(bench: Bench) -> None:
+    """The newest commit runs already."""
+    commit = bench.machines.head
+    for contender in bench.peers():
+        if contender.machine.health().get("commit") != commit:
+            contender.deploy(commit)
+        bench.note_deploy("nothing", contender, contender.deploy(commit))
+
+
+def one_file(bench: Bench) -> None:
+    """One .py file changed."""
+    bench.deploy_to_all("one_file", bench.machines.change_python())
+
+
+def rollback(bench: Bench) -> None:
+    """Back to the commit before, from the runner; ours also on the machine itself, as the bar has it."""
+    before = bench.machines.head
+    commit = bench.machines.change_python()
+    for contender in bench.peers(always=False):
+        contender.deploy(before)
+        contender.deploy(commit)
+        bench.note("rollback", contender.name, contender.rollback(before))
+    command = ("/srv/app/bin/deploy_machine.py", "rollback")
+    bench.ours.deploy(commit)
+    bench.note("rollback", "ours, on the machine", bench.machines.on(bench.ours.machine, *command, healthy=True))
+
+
+def load(bench: Bench) -> None:
+    """Failed requests while one .py file is deployed under steady load."""
+    commit = bench.machines.change_python()
+    for contender in bench.peers(always=False):
+        told = contender.under_load(commit)
+        bench.note("load", contender.name, told["failed"])
+        bench.samples["load_requests"][contender.name].append(told["requests"])
+        bench.samples["load_slowest"][contender.name].append(told["slowest"])
+
+
+def python_dependency(bench: Bench) -> None:
+    """One more package in poetry.lock."""
+    bench.deploy_to_all("python", bench.machines.add_python_dependency(bench.round))
+
+
+def npm_dependency(bench: Bench) -> None:
+    """One more package in package-lock.json."""
+    bench.deploy_to_all("npm", bench.machines.add_npm_dependency(bench.round))
+
+
+def first(bench: Bench) -> None:
+    """First deploy: nothing is there but the package caches."""
+    if bench.round >= LIGHT:
+        return
+    for contender in bench.peers():
+        contender.wipe()
+        bench.note_deploy("first", contender, contender.deploy(bench.machines.head))
+
+
+def boot(bench: Bench) -> None:
+    """Boot with nothing new; for comparison the naive contender's machine, which does nothing at boot."""
+    for contender in bench.peers():
+        if contender.boots or contender.name == "naive":
+            contender.deploy(bench.machines.head)
+            bench.note("boot", contender.name, boot_seconds(bench, contender, bench.machines.head))
+        if contender.boots:
+            bench.note("boot_held_back", contender.name, held_back(contender))
+
+
+def boot_behind(bench: Bench) -> None:
+    """Boot three commits behind."""
+    if bench.round >= LIGHT:
+        return
+    contenders = [contender for contender in bench.peers() if contender.boots]
+    for _ in range(3):
+        commit = bench.machines.change_python()
+    for contender in contenders:
+        bench.note("boot_behind", contender.name, boot_seconds(bench, contender, commit))
+
+
+def boot_seconds(bench: Bench, contender: Contender, commit: str) -> float:
+    """Seconds from the boot's start to the first good answer, which must be of that commit."""
+    machine = contender.machine
+    machine.shut_down()
+    bench.machines.know_address(machine)
+    told: dict[str, Any] = {}
+
+    def watch() -> None:
+        told.update(bench.machines.probe("first", contender.url, ""))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    time.sleep(0.1)  # the interpreter's own start
+    machine.boot(wait="")
+    watcher.join()
+    running = machine.health().get("commit")
+    assert told.get("healthy") and running == commit, f"{contender.name} booted {running}, not {commit}: {told}"
+    machine.wait_for_startup()
+    return float(told["seconds"])
+
+
+def held_back(contender: Contender) -> float:
+    """Seconds for which the services waited in the last boot."""
+    unit, machine = contender.boot_unit, contender.machine
+    machine.wait_for_unit(unit)
+    begin, end = (int(machine.show(unit, f"{key}TimestampMonotonic")) for key in ("InactiveExit", "ActiveEnter"))
+    return (end - begin) / 1e6
+
+
+def offline(bench: Bench) -> None:
+    """What a machine costs that is off, until it is told; all contenders at once, as they only wait."""
+    contenders = bench.peers(always=False)
+    with ThreadPoolExecutor(len(contenders)) as pool:
+        for contender, seconds in zip(contenders, pool.map(lambda one: one.offline(), contenders)):
+            bench.note("offline", contender.name, seconds)
+            contender.after()
+
+
+def push(bench: Bench, machine: Machine, *words: str) -> subprocess.Popen[str]:
+    """Start a push of the newest commit to a machine whose role has no services."""
+    namespace = bench.machines.world.network.namespace("runner")
+    command = ["ip", "netns", "exec", namespace, sys.executable, str(REPOSITORY / "scripts/push_deploy.py")]
+    command += ["--machine", machine.name, "--role", "worker", "--host", machine.address, "--user", "deploy", *words]
+    env = {**bench.ours.environment(), "GITHUB_OUTPUT": ""}
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
+
+
+def push_many(bench: Bench, roots: list[tuple[Machine, str]]) -> float:
+    """Seconds until all roots, pushed to at once, have the newest commit."""
+    begin = time.monotonic()
+    processes = [push(bench, machine, "--root", root, "--contains", bench.machines.head) for machine, root in roots]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    seconds = time.monotonic() - begin
+    for (machine, root), process, output in zip(roots, processes, outputs):
+        assert process.returncode == 0, f"{machine.name}:{root}: {output}"
+        revision = machine.out(f"cat {root}/current/REVISION")
+        assert revision == bench.machines.head, f"{machine.name}:{root}: {output}"
+    return seconds
+
+
+def twenty(bench: Bench) -> None:
+    """One .py file, to one root and then to all 20 at once, from one runner: on the cores of this one computer."""
+    bench.machines.change_python()
+    bench.note("twenty", "one machine", push_many(bench, bench.many[:1]))
+    bench.machines.change_python()
+    bench.note("twenty", "20 machines at once", push_many(bench, bench.many))
+
+
+def push_big(bench: Bench) -> float:
+    """Seconds until the machine has the newest commit of the big repository."""
+    commit = bench.machines.change_big()
+    begin = time.monotonic()
+    process = push(bench, bench.ours.machine, "--root", "/srv/big", "--contains", commit)
+    output = process.communicate(timeout=300)[0]
+    seconds = time.monotonic() - begin
+    assert process.returncode == 0, output
+    revision = bench.ours.machine.out("cat /srv/big/current/REVISION")
+    assert revision == commit, f"the big repository's root has {revision}, not {commit}"
+    return seconds
+
+
+def big(bench: Bench) -> None:
+    """50,000 files, 20,000 commits: a deploy that changes one file, and the checkout that it cannot avoid."""
+    bench.note("big", "ours", push_big(bench))
+    machine = bench.ours.machine
+    machine.sh("rm -rf /srv/big/floor* && install -d -o deploy -g deploy /srv/big/floor")
+    git = "GIT_INDEX_FILE=/srv/big/repo.git/floor.index git --git-dir=/srv/big/repo.git --work-tree=/srv/big/floor"
+    commit = machine.out("cat /srv/big/current/REVISION")
+    script = f"rm -f /srv/big/repo.git/floor.index; {git} read-tree --reset -u {commit}"
+    bench.note("big", "checkout", bench.machines.on(machine, "sh", "-c", script))
+    machine.sh("rm -rf /srv/big/floor /srv/big/repo.git/floor.index")
+
+
+def floor(bench: Bench) -> None:
+    """The floors, and the script's own needs."""
+    for name, seconds in floors.measure(bench.machines, bench.ours, bench.naive):
+        bench.note("floors", name, seconds)
+    bench.machines.change_python()
+    bench.note("memory", "ours", floors.peak_memory(bench.ours))
+
+
+CASES: dict[str, Callable[[Bench], None]] = {
+    "nothing": nothing,
+    "one_file": one_file,
+    "python": python_dependency,
+    "npm": npm_dependency,
+    "load": load,
+    "rollback": rollback,
+    "first": first,
+    "boot": boot,
+    "boot_behind": boot_behind,
+    "offline": offline,
+    "twenty": twenty,
+    "big": big,
+    "floors": floor,
+}

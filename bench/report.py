@@ -1,0 +1,191 @@
+"""From samples to medians, ratios, bars and tables. Pure functions: no machine is needed to test them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Samples = Mapping[str, Mapping[str, Sequence[float]]]
+
+TITLES = {
+    "nothing": "nothing new",
+    "one_file": "one .py file",
+    "python": "new Python dependency",
+    "npm": "new npm dependency",
+    "first": "first deploy, warm caches",
+    "rollback": "rollback until healthy",
+    "boot": "boot, nothing new",
+    "boot_behind": "boot, three commits behind",
+    "offline": "a machine that is off, until told",
+}
+NOT_PEERS = ("ours", "ours, on the machine")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of the issue: what was measured must not be above the limit. None: a part was not measured."""
+
+    text: str
+    limit: float
+    measured: float | None
+    unit: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        return "met" if self.measured <= self.limit else "**NOT met**"
+
+
+class Medians:
+    """Medians by case and contender, None where nothing was measured."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def of(self, case: str, who: str = "ours") -> float | None:
+        values = self.samples.get(case, {}).get(who)
+        return statistics.median(values) if values else None
+
+    def floor(self, *names: str) -> float | None:
+        return total([self.of("floors", name) for name in names])
+
+    def fastest_peer(self, case: str) -> float | None:
+        values = [self.of(case, who) for who in self.samples.get(case, {}) if who not in NOT_PEERS]
+        return min((value for value in values if value is not None), default=None)
+
+    def worst(self, case: str, who: str = "ours") -> float | None:
+        values = self.samples.get(case, {}).get(who)
+        return max(values) if values else None
+
+
+def total(values: Sequence[float | None]) -> float | None:
+    """The sum, None if a part is missing."""
+    return None if any(value is None for value in values) else sum(value for value in values if value is not None)
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else one / other
+
+
+def above(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def bars(samples: Samples) -> list[Bar]:
+    """The bars, from the medians of the same run (requests that failed: the worst round)."""
+    m = Medians(samples)
+    ssh, fetch, restart = "ssh host true", "git fetch, nothing new", "restart until healthy"
+    reach = m.floor(ssh, fetch)
+    npm = m.floor(ssh, fetch, "npm ci", "npm run build", restart)
+    start = above(m.floor("deploy_machine.py --version"), m.floor("python3 -c pass"))
+    return [
+        Bar("nothing new / (ssh + fetch)", 1.5, ratio(m.of("nothing"), reach)),
+        Bar("nothing new - (ssh + fetch)", 0.25, above(m.of("nothing"), reach), "s"),
+        Bar("nothing new / fastest contender", 0.5, ratio(m.of("nothing"), m.fastest_peer("nothing"))),
+        Bar("one file - (ssh + fetch + restart)", 1.0, above(m.of("one_file"), m.floor(ssh, fetch, restart)), "s"),
+        Bar("one file / naive", 1 / 3, ratio(m.of("one_file"), m.of("one_file", "naive"))),
+        Bar("one file / fastest contender", 0.5, ratio(m.of("one_file"), m.fastest_peer("one_file"))),
+        Bar("Python dependency / naive", 0.7, ratio(m.of("python"), m.of("python", "naive"))),
+        Bar("Python dependency / fastest contender", 1.0, ratio(m.of("python"), m.fastest_peer("python"))),
+        Bar("npm dependency - (ssh + fetch + npm ci + build + restart)", 1.5, above(m.of("npm"), npm), "s"),
+        Bar("npm dependency / fastest contender", 1.0, ratio(m.of("npm"), m.fastest_peer("npm"))),
+        Bar("failed requests under load", 0, m.worst("load")),
+        Bar("rollback - restart", 0.5, above(m.of("rollback", "ours, on the machine"), m.floor(restart)), "s"),
+        Bar("boot, nothing new: services held back", 1.0, m.of("boot_held_back"), "s"),
+        Bar("20 machines / one", 3.0, ratio(m.of("twenty", "20 machines at once"), m.of("twenty", "one machine"))),
+        Bar("50,000 files: one file / checkout", 2.0, ratio(m.of("big"), m.of("big", "checkout"))),
+        Bar("peak memory", 40, m.of("memory"), "MB"),
+        Bar("start (--version - an empty python3)", 0.1, start, "s"),
+    ]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(values: Sequence[float] | None, base: float | None = None) -> str:
+    """Median (range), and the ratio to `base`."""
+    if not values:
+        return "-"
+    median = statistics.median(values)
+    text = f"{median:.2f} ({min(values):.2f}-{max(values):.2f})"
+    return text if base in (None, 0, median) else f"{text} {median / base:.1f}x"
+
+
+def main_table(samples: Samples) -> str:
+    """Cases by contenders, in seconds; behind each its multiple of ours."""
+    names = [who for who in samples.get("nothing", {}) or samples.get("one_file", {})]
+    names = names or sorted({who for case in TITLES for who in samples.get(case, {})})
+    rows = []
+    for case, title in TITLES.items():
+        measured = samples.get(case)
+        if measured:
+            base = Medians(samples).of(case)
+            rows.append([title, *(cell(measured.get(who), base) for who in names)])
+    if samples.get("load"):
+        rows.append(["failed requests under load", *(load_cell(samples, who) for who in names)])
+    return table(["seconds: median (range)", *names], rows)
+
+
+def load_cell(samples: Samples, who: str) -> str:
+    failed = samples["load"].get(who)
+    if not failed:
+        return "-"
+    requests = sum(samples["load_requests"][who])
+    return f"{sum(failed):.0f} of {requests:.0f}; slowest {max(samples['load_slowest'][who]):.1f} s"
+
+
+def other_table(samples: Samples) -> str:
+    """Floors, and what is measured for ours only."""
+    rows = [[name, cell(values)] for name, values in samples.get("floors", {}).items()]
+    for case, title in (
+        ("rollback", "rollback: {}"),
+        ("boot_held_back", "boot, services held back: {}"),
+        ("twenty", "one .py file to {}"),
+        ("big", "50,000 files, 20,000 commits: {}"),
+        ("memory", "peak memory, MB: {}"),
+    ):
+        measured = samples.get(case, {})
+        shown = [who for who in measured if case != "rollback" or who == "ours, on the machine"]
+        rows += [[title.format(who), cell(measured[who])] for who in shown]
+    return table(["beside it", "median (range)"], rows)
+
+
+def bar_table(found: Sequence[Bar]) -> str:
+    rows = [[bar.text, with_unit(bar.limit, bar.unit), with_unit(bar.measured, bar.unit), bar.verdict] for bar in found]
+    return table(["bar", "at most", "measured", ""], rows)
+
+
+def with_unit(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.2f} {unit}".rstrip()
+
+
+def timings_table(timings: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Where the time goes: medians of each phase, by case."""
+    rows = []
+    for case, runs in timings.items():
+        phases = list(dict.fromkeys(phase for run in runs for phase in run))
+        parts = [f"{phase} {statistics.median(run.get(phase, 0) for run in runs):.2f}" for phase in phases]
+        rows.append([TITLES.get(case, case), ", ".join(parts)])
+    return table(["where ours spends its time", "seconds by phase, in order"], rows)
+
+
+def render(samples: Samples, timings: Mapping[str, Sequence[Mapping[str, Any]]], about: str) -> str:
+    """All tables, as they stand in the README."""
+    parts = [about, main_table(samples), other_table(samples), bar_table(bars(samples))]
+    parts += [timings_table(timings)] if timings else []
+    return "\n\n".join(parts) + "\n"
+
+
+def replace_generated(text: str, command: str, content: str) -> str:
+    """The text with what is between the command's marks replaced; ValueError if they are not there."""
+    begin, end = f"<!-- generated: {command} -->\n", "<!-- end -->"
+    before, mark, rest = text.partition(begin)
+    if not mark or end not in rest:
+        raise ValueError(f"no marks for {command}")
+    return before + begin + content + rest[rest.index(end) :]
