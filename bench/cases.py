@@ -41,12 +41,13 @@ class Bench:
             # the floors are measured on the machines of these two
             if name in (*names, "ours", "naive"):
                 self.add(name)
-        if "twenty" in cases:
+        if {"twenty", "big"} & set(cases):
             say("making 20 roots")
             self.many = machines.create_many()
         if "big" in cases:
             say("making a repository of 50,000 files and 20,000 commits")
-            machines.create_big_repository(self.ours.machine)
+            machines.create_repository("big", files=50_000, commits=20_000)
+            machines.create_root(self.big_machine, "/srv/big", "big")
 
     def add(self, name: str) -> None:
         say(f"preparing {name}")
@@ -57,6 +58,10 @@ class Bench:
         contender = self.contenders["ours"]
         assert isinstance(contender, Ours)
         return contender
+
+    @property
+    def big_machine(self) -> Machine:
+        return self.many[0][0]
 
     @property
     def naive(self) -> Naive:
@@ -94,8 +99,16 @@ class Bench:
             for name in self.cases:
                 CASES[name](self)
 
-    def deploy_to_all(self, case: str, commit: str, always: bool = True) -> None:
-        for contender in self.peers(always):
+    def bring_up(self, contenders: list[Contender]) -> str:
+        """Let them all run the newest commit, unmeasured; which that is."""
+        commit = self.machines.head
+        for contender in contenders:
+            if contender.machine.health().get("commit") != commit:
+                contender.deploy(commit)
+        return commit
+
+    def deploy_to_all(self, case: str, commit: str) -> None:
+        for contender in self.peers():
             self.note_deploy(case, contender, contender.deploy(commit))
 
 
@@ -104,33 +117,32 @@ class Bench:
 
 def nothing(bench: Bench) -> None:
     """The newest commit runs already."""
-    commit = bench.machines.head
-    for contender in bench.peers():
-        if contender.machine.health().get("commit") != commit:
-            contender.deploy(commit)
-        bench.note_deploy("nothing", contender, contender.deploy(commit))
+    bench.deploy_to_all("nothing", bench.bring_up(bench.peers()))
 
 
 def one_file(bench: Bench) -> None:
     """One .py file changed."""
+    bench.bring_up(bench.peers())
     bench.deploy_to_all("one_file", bench.machines.change_python())
 
 
 def rollback(bench: Bench) -> None:
     """Back to the commit before, from the runner; ours also on the machine itself, as the bar has it."""
-    before = bench.machines.head
+    contenders = bench.peers(always=False)
+    before = bench.bring_up(contenders)
     commit = bench.machines.change_python()
-    for contender in bench.peers(always=False):
-        contender.deploy(before)
+    for contender in contenders:
         contender.deploy(commit)
         bench.note("rollback", contender.name, contender.rollback(before))
     command = ("/srv/app/bin/deploy_machine.py", "rollback")
     bench.ours.deploy(commit)
     bench.note("rollback", "ours, on the machine", bench.machines.on(bench.ours.machine, *command, healthy=True))
+    assert bench.ours.machine.health().get("commit") == before
 
 
 def load(bench: Bench) -> None:
     """Failed requests while one .py file is deployed under steady load."""
+    bench.bring_up(bench.peers(always=False))
     commit = bench.machines.change_python()
     for contender in bench.peers(always=False):
         told = contender.under_load(commit)
@@ -141,11 +153,13 @@ def load(bench: Bench) -> None:
 
 def python_dependency(bench: Bench) -> None:
     """One more package in poetry.lock."""
+    bench.bring_up(bench.peers())
     bench.deploy_to_all("python", bench.machines.add_python_dependency(bench.round))
 
 
 def npm_dependency(bench: Bench) -> None:
     """One more package in package-lock.json."""
+    bench.bring_up(bench.peers())
     bench.deploy_to_all("npm", bench.machines.add_npm_dependency(bench.round))
 
 
@@ -160,9 +174,9 @@ def first(bench: Bench) -> None:
 
 def boot(bench: Bench) -> None:
     """Boot with nothing new; for comparison the naive contender's machine, which does nothing at boot."""
+    bench.bring_up(bench.peers())
     for contender in bench.peers():
         if contender.boots or contender.name == "naive":
-            contender.deploy(bench.machines.head)
             bench.note("boot", contender.name, boot_seconds(bench, contender, bench.machines.head))
         if contender.boots:
             bench.note("boot_held_back", contender.name, held_back(contender))
@@ -173,6 +187,7 @@ def boot_behind(bench: Bench) -> None:
     if bench.round >= LIGHT:
         return
     contenders = [contender for contender in bench.peers() if contender.boots]
+    bench.bring_up(contenders)
     for _ in range(3):
         commit = bench.machines.change_python()
     for contender in contenders:
@@ -229,35 +244,34 @@ def push(bench: Bench, machine: Machine, *words: str) -> subprocess.Popen[str]:
 
 
 def push_many(bench: Bench, roots: list[tuple[Machine, str]]) -> float:
-    """Seconds until all roots, pushed to at once, have the newest commit."""
+    """Merge a change of one file; seconds until all roots, pushed to at once, have it."""
+    commit = bench.machines.change("light")
     begin = time.monotonic()
-    processes = [push(bench, machine, "--root", root, "--contains", bench.machines.head) for machine, root in roots]
+    processes = [push(bench, machine, "--root", root, "--contains", commit) for machine, root in roots]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     seconds = time.monotonic() - begin
     for (machine, root), process, output in zip(roots, processes, outputs):
         assert process.returncode == 0, f"{machine.name}:{root}: {output}"
         revision = machine.out(f"cat {root}/current/REVISION")
-        assert revision == bench.machines.head, f"{machine.name}:{root}: {output}"
+        assert revision == commit, f"{machine.name}:{root}: {output}"
     return seconds
 
 
 def twenty(bench: Bench) -> None:
     """One .py file, to one root and then to all 20 at once, from one runner: on the cores of this one computer."""
-    bench.machines.change_python()
     bench.note("twenty", "one machine", push_many(bench, bench.many[:1]))
-    bench.machines.change_python()
     bench.note("twenty", "20 machines at once", push_many(bench, bench.many))
 
 
 def push_big(bench: Bench) -> float:
-    """Seconds until the machine has the newest commit of the big repository."""
-    commit = bench.machines.change_big()
+    """Merge a change of one file into the big repository; seconds until the machine has it."""
+    commit = bench.machines.change("big")
     begin = time.monotonic()
-    process = push(bench, bench.ours.machine, "--root", "/srv/big", "--contains", commit)
+    process = push(bench, bench.big_machine, "--root", "/srv/big", "--contains", commit)
     output = process.communicate(timeout=300)[0]
     seconds = time.monotonic() - begin
     assert process.returncode == 0, output
-    revision = bench.ours.machine.out("cat /srv/big/current/REVISION")
+    revision = bench.big_machine.out("cat /srv/big/current/REVISION")
     assert revision == commit, f"the big repository's root has {revision}, not {commit}"
     return seconds
 
@@ -265,7 +279,7 @@ def push_big(bench: Bench) -> float:
 def big(bench: Bench) -> None:
     """50,000 files, 20,000 commits: a deploy that changes one file, and the checkout that it cannot avoid."""
     bench.note("big", "ours", push_big(bench))
-    machine = bench.ours.machine
+    machine = bench.big_machine
     machine.sh("rm -rf /srv/big/floor* && install -d -o deploy -g deploy /srv/big/floor")
     git = "GIT_INDEX_FILE=/srv/big/repo.git/floor.index git --git-dir=/srv/big/repo.git --work-tree=/srv/big/floor"
     commit = machine.out("cat /srv/big/current/REVISION")

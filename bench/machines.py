@@ -11,7 +11,6 @@ import json
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,6 @@ PEER = """\
     ln -sfn {tree} /srv/app/current
     echo 'deploy ALL=(root) NOPASSWD: ALL' >/etc/sudoers.d/bench
     """
-BIG_COMMITS = 20_000
-BIG_FILES = 50_000
 
 
 class Machines:
@@ -65,6 +62,8 @@ class Machines:
         machine = Machine(name, self.next_number, lower, directory, self.world.network).create()
         self.next_number += 1
         shutil.copy(PROBE, machine.root / "srv/probe.py")
+        with open(machine.root / "etc/hosts", "a") as hosts:
+            hosts.write(f"127.0.1.1 {name}\n")
         self.world.machines[name] = machine
         self.known_hosts.write_text(self.world.known_hosts())
         return machine
@@ -90,6 +89,7 @@ class Machines:
 
         Not as many machines: the kernel's default number of inotify instances does not allow 20 more systemds.
         """
+        self.create_repository("light", files=100, commits=100)
         machines = [self.create(f"light{number}") for number in range(LIGHT_MACHINES)]
         for machine in machines:
             self.no_deploy_at_boot(machine)
@@ -102,9 +102,7 @@ class Machines:
             machine.run("systemctl", "reload", "ssh.service")
         roots = [(machines[number % LIGHT_MACHINES], f"/srv/root{number}") for number in range(MANY)]
         for machine, root in roots:
-            machine.sh(f"install -d -o deploy -g deploy {root} {root}/shared && cp -p /srv/app/shared/.env {root}/shared/")
-            text = f"[machine]\nname = {Path(root).name}\nroles = worker\nrepo = {REPO_URL}\n"
-            machine.run("tee", f"{root}/machine.ini", input=text)
+            self.create_root(machine, root, "light")
         return roots
 
     # --- the runner
@@ -170,39 +168,42 @@ class Machines:
         self.world.as_developer("npm install --package-lock-only --no-audit --no-fund")
         return self.world.commit({}, f"add {name}")
 
-    # --- the big repository
+    # --- repositories of plain files, without steps: a big one, and a light one for 20 machines
 
-    def big_git(self, *arguments: str, data: str | None = None) -> str:
-        directory = self.services.root / "srv/git/big.git"
+    def git(self, name: str, *arguments: str, data: str | None = None) -> str:
         options: dict[str, Any] = {"input": data} if data is not None else {}
+        directory = self.services.root / f"srv/git/{name}.git"
         return call("git", "-C", directory, *arguments, timeout=300, **options).stdout.strip()
 
-    def create_big_repository(self, machine: Machine) -> None:
-        """BIG_FILES files and BIG_COMMITS commits, and a root on the machine that is to have them."""
-        call("git", "init", "-q", "--bare", "-b", "main", self.services.root / "srv/git/big.git")
-        self.big_git("fast-import", "--quiet", data="".join(big_history()))
-        ini = f"[machine]\nname = big\nroles = worker\nrepo = {REPO_URL.replace('app.git', 'big.git')}\n"
-        machine.sh("install -d -o deploy -g deploy /srv/big")
-        machine.run("tee", "/srv/big/machine.ini", input=ini)
+    def create_repository(self, name: str, files: int, commits: int) -> None:
+        call("git", "init", "-q", "--bare", "-b", "main", self.services.root / f"srv/git/{name}.git")
+        self.git(name, "fast-import", "--quiet", data="".join(history(files, commits)))
 
-    def change_big(self) -> str:
-        """Merge a change of one file into the big repository."""
+    def change(self, name: str) -> str:
+        """Merge a change of one file."""
         self.commits += 1
         parts = [*commit_head("one more", self.commits), "from refs/heads/main^0\n"]
-        self.big_git("fast-import", "--quiet", data="".join([*parts, *big_file(7, f"changed {self.commits}\n")]))
-        return self.big_git("rev-parse", "main")
+        self.git(name, "fast-import", "--quiet", data="".join([*parts, *plain_file(7, f"changed {self.commits}\n")]))
+        return self.git(name, "rev-parse", "main")
+
+    def create_root(self, machine: Machine, root: str, repository: str) -> None:
+        """A root that a push can go to; its role has no services."""
+        machine.sh(f"install -d -o deploy -g deploy {root}")
+        url = REPO_URL.replace("app.git", f"{repository}.git")
+        text = f"[machine]\nname = {Path(root).name}\nroles = worker\nrepo = {url}\n"
+        machine.run("tee", f"{root}/machine.ini", input=text)
 
 
-def big_history() -> list[str]:
+def history(files: int, commits: int) -> list[str]:
     """A fast-import stream: one commit with all files, then one for each change of one file."""
     parts = commit_head("all", 0)
     deploy_ini = "[role worker]\n"
     parts += [f"M 100644 inline deploy.ini\ndata {len(deploy_ini)}\n{deploy_ini}\n"]
-    for number in range(BIG_FILES):
-        parts += big_file(number, f"# module {number}\n" + f"value = {number}\n" * 20)
-    for change in range(1, BIG_COMMITS):
+    for number in range(files):
+        parts += plain_file(number, f"# module {number}\n" + f"value = {number}\n" * 20)
+    for change in range(1, commits):
         parts += commit_head(f"change {change}", change)
-        parts += big_file(change * 7 % BIG_FILES, f"# changed by {change}\n" * 20)
+        parts += plain_file(change * 7 % files, f"# changed by {change}\n" * 20)
     return parts
 
 
@@ -211,6 +212,6 @@ def commit_head(message: str, number: int) -> list[str]:
     return [f"commit refs/heads/main\ncommitter {who}\ndata {len(message)}\n{message}\n"]
 
 
-def big_file(number: int, content: str) -> list[str]:
+def plain_file(number: int, content: str) -> list[str]:
     path = f"part{number // 1000:02}/dir{number // 50 % 20:02}/module{number:05}.py"
-    return [f"M 100644 inline {path}\ndata {len(content)}\n{textwrap.dedent(content)}\n"]
+    return [f"M 100644 inline {path}\ndata {len(content)}\n{content}\n"]

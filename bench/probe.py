@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 RATE = 25  # requests a second, of each of the two kinds of clients
-LIMIT = 180.0
+LIMIT = 60.0
 HEADERS = {"Host": "localhost"}
 
 
