@@ -137,9 +137,7 @@ class Ours(Contender):
         return float(told["seconds"])
 
     def wipe(self) -> None:
-        self.machine.sh(
-            "systemctl stop gunicorn.service; cd /srv/app && rm -rf releases envs current repo.git state"
-        )
+        self.machine.sh("systemctl stop gunicorn.service; cd /srv/app && rm -rf releases envs current repo.git state")
 
 
 class Naive(Contender):

@@ -119,7 +119,7 @@ def cell(values: Sequence[float] | None, base: float | None = None) -> str:
 
 def main_table(samples: Samples) -> str:
     """Cases by contenders, in seconds; behind each its multiple of ours."""
-    names = [who for who in samples.get("nothing", {}) or samples.get("one_file", {})]
+    names = list(samples.get("nothing", {}) or samples.get("one_file", {}))
     names = names or sorted({who for case in TITLES for who in samples.get(case, {})})
     rows = []
     for case, title in TITLES.items():

@@ -13,9 +13,7 @@ wanted = host.get_fact(Command, FETCH)
 running = host.get_fact(Command, f"cat {SITE}/REVISION 2>/dev/null || true")
 
 if wanted != running:
-    server.shell(
-        name="Code", commands=[f"cd {SITE} && git reset -q --hard {wanted} && git rev-parse HEAD >REVISION"]
-    )
+    server.shell(name="Code", commands=[f"cd {SITE} && git reset -q --hard {wanted} && git rev-parse HEAD >REVISION"])
     for step in ("python", "node", "build", "migrate", "static"):
         server.shell(name=step, commands=[f"cd {SITE} && . /srv/app/shared/steps.sh && {step}_step"])
     server.shell(name="Restart", commands=["systemctl restart gunicorn.service"], _sudo=True)

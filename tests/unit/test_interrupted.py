@@ -80,7 +80,7 @@ def test_killed_while_another_copy_takes_over_is_interrupted(app: App) -> None:
     killed(app, "script.os.execve = die")
     assert app.run("status").result["interrupted"] is True
     done = app.deploy()
-    assert "was interrupted at: fetching" in done.log
+    assert "was interrupted at: planning" in done.log
     assert done.log.count("was interrupted") == 1, "the copy that takes over does not take its own deploy for one"
     assert done.result["commit"] == new
 
@@ -92,7 +92,7 @@ CONFIRMED = "was switched to but not confirmed"
     ("patch", "again"),
     [
         ("script.activate = die", True),
-        ("script.activate = lambda *_: script.time.sleep(1.1)\nscript.finish = die", False),
+        ("script.activate = lambda *_: script.time.sleep(1.1)\nscript.prune = die", False),
     ],
     ids=["before its services were restarted", "after it was confirmed"],
 )
@@ -101,7 +101,7 @@ def test_an_interrupted_switch_to_a_release_that_was_good(app: App, patch: str, 
     first = app.deploy().result["commit"]
     app.commit({"code.py": "print(2)\n"})
     app.deploy()
-    # times in state/ are whole seconds, and services stay under watch for at least one
+    # times in state/ are whole seconds, so that it is confirmed in a later one
     time.sleep(1.1)
     killed(app, patch, "rollback")
     assert app.revision() == first
