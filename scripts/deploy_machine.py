@@ -838,7 +838,7 @@ def number(section: Mapping[str, str], key: str, least: float = 0.1) -> float:
 
 def inside(path: str) -> str:
     """A path of deploy.ini, checked to stay inside the release."""
-    if path.startswith(("/", "-")) or ".." in path.split("/") or path.strip("/") in ("", "."):
+    if path.startswith(("/", "-")) or ".." in path.split("/") or os.path.normpath(path) == ".":
         raise ValueError(f"{path}: must be a path inside the repository")
     return path
 
