@@ -76,6 +76,8 @@ def test_a_commit_of_another_branch_is_refused(app: App) -> None:
         ("[deploy]\nkeep = 0\n", "keep = 0: not a number between 1"),
         ("[deploy]\nhealth_timeout = nan\n", "not a number"),
         ("[deploy]\nshared = ../etc\n", "../etc: must be a path inside the repository"),
+        ("[deploy]\nshared = ./.\n", "./.: must be a path inside the repository"),
+        ("[step x]\nrun = true\nprovides = .//\n", "must be a path inside the repository"),
         ("[deploy]\nbranch = -x\n", "is not a branch name"),
         ("[step x]\nrun = 'open\n", "[step x]: run = 'open: No closing quotation"),
         ("[step x]\nrun = true\nroles = nurse\n", "there is no [role nurse]"),
