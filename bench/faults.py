@@ -9,6 +9,7 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 import random
 import sys
@@ -86,12 +87,14 @@ def cut_all(rounds: Sequence[cuts.Round]) -> list[Cut]:
 
 def load_all(code: int, dependencies: int, rollbacks: int, seed: int) -> Report:
     """Deploys and rollbacks in a mixed order; never two rollbacks, nor two dependencies, in a row."""
-    kinds = ["code"] * code
+    kinds = ["code"] * code + ["dependency"] * dependencies + ["rollback"] * rollbacks
     chosen = random.Random(seed)
-    for kind, count in (("dependency", dependencies), ("rollback", rollbacks)):
-        gaps = [place for place in range(1, len(kinds)) if kinds[place] == kinds[place - 1] == "code"]
-        for place in sorted(chosen.sample(gaps, count), reverse=True):
-            kinds.insert(place, kind)
+    for _ in range(10_000):
+        chosen.shuffle(kinds)
+        if kinds[0] == "code" and not any(one == next_one != "code" for one, next_one in itertools.pairwise(kinds)):
+            break
+    else:
+        raise SystemExit("--load: too few code deploys between the others")
     with World(snapshot("deployed")) as world:
         return under_load(world, kinds)
 
