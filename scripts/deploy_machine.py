@@ -427,7 +427,8 @@ def base_environment() -> dict[str, str]:
     home = os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
     user = pwd.getpwuid(os.geteuid()).pw_name
     path = f"{home}/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {"PATH": path, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+    env = {"PATH": path, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+    return {**env, "DEPLOY_RUN": os.environ.get("DEPLOY_RUN", "")}  # by which end_leftovers() knows them
 
 
 def run(
@@ -1538,7 +1539,7 @@ def clean_up(machine: Machine) -> dict[str, Any]:
             f"an earlier deploy ({interrupted.get('trigger')}, {interrupted.get('started')}) was interrupted"
             f" at: {interrupted.get('stage', 'start')}; cleaning up"
         )
-        end_leftovers(str(interrupted.get("release", "")))
+        end_leftovers(run_id(interrupted))
     current = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
     for path in machine.releases.iterdir():
         if path.name != current and not Release(path).is_good:  # never switched to, or given up
@@ -1552,13 +1553,18 @@ def clean_up(machine: Machine) -> dict[str, Any]:
     return {key: str(interrupted.get(key, "")) for key in ("stage", "started") if interrupted}
 
 
-def end_leftovers(release: str) -> None:
-    """Kill what a killed deploy's steps left running: they carry its DEPLOY_RELEASE."""
-    marker = f"DEPLOY_RELEASE={release}".encode()
+def run_id(about: Mapping[str, Any]) -> str:
+    """What tells the processes of one deploy from all others: its process id and start."""
+    return f"{about.get('pid')} {about.get('started')}"
+
+
+def end_leftovers(run: str) -> None:
+    """Kill what a killed deploy left running: its commands carry its DEPLOY_RUN."""
+    marker = f"DEPLOY_RUN={run}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         pid = int(path.parent.name)
         with contextlib.suppress(OSError):
-            if release and pid != os.getpid() and marker in path.read_bytes().split(b"\0"):
+            if run and pid != os.getpid() and marker in path.read_bytes().split(b"\0"):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -1773,7 +1779,7 @@ def run_command(machine: Machine, release: Release, commit: Commit, step: Step) 
     try:
         run(argv, cwd=release.path, env=env, timeout=step.timeout, live=True, shown=shlex.join(step.run))
     except BaseException:
-        end_leftovers(release.name)
+        end_leftovers(os.environ["DEPLOY_RUN"])
         raise
 
 
@@ -2304,6 +2310,7 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
             try:
                 attempt.interrupted = clean_up(machine)
                 about = {"pid": os.getpid(), "trigger": attempt.trigger, "started": attempt.started}
+                os.environ["DEPLOY_RUN"] = run_id(about)
                 running.write(**about, stage="start", release="", interrupted=attempt.interrupted)
                 result = story(attempt)
             except Terminated as stop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import textwrap
 import time
 
@@ -109,3 +110,26 @@ def test_an_interrupted_switch_to_a_release_that_was_good(app: App, patch: str, 
     assert (CONFIRMED in done.log) is again
     assert app.revision() == first
     assert CONFIRMED not in app.deploy("--commit", first, "--force").log, "once is enough"
+
+
+# The kernel ends one process when memory is short: the script, say, and not the git that it waits for.
+KILLED_ALONE = """
+    real = script.run
+    def run(argv, **options):
+        return real(["sh", "-c", "{sleep} & kill -9 $PPID; wait"] if {word!r} in argv else argv, **options)
+    script.run = run
+"""
+
+
+@pytest.mark.parametrize("word", ["fetch", "read-tree", "make-assets"])
+def test_what_a_killed_deploy_left_running_is_ended(app: App, word: str) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + "\n[step more]\nrun = true make-assets\n"})
+    sleep = f"sleep 48.{len(word)}"  # tests may run at the same time
+    killed(app, KILLED_ALONE.format(word=word, sleep=sleep))
+    assert sleep in processes()
+    app.deploy()
+    assert sleep not in processes()
+
+
+def processes() -> str:
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
