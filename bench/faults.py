@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import random
 import sys
@@ -159,7 +160,9 @@ def main() -> int:
     began = time.monotonic()
     cases = kills.sample(options.kills, options.seed, power_on=options.kills // 20)
     rounds = cuts.plan_cuts(options.cuts, options.seed)
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    # processes, not threads: who watches for an instant must not wait for who compares trees
+    workers = concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"))
+    with workers as pool:
         cutting = pool.submit(cut_all, rounds)
         slices = [pool.submit(kill_all, cases[first :: options.jobs]) for first in range(options.jobs)]
         outcomes = [outcome for each in slices for outcome in each.result()]
