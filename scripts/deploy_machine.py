@@ -1572,7 +1572,7 @@ def prune(machine: Machine, keep: int) -> None:
     """Keep the newest good releases, the current one always, and the environments they use."""
     current = current_release(machine)
     good = [release for release in all_releases(machine) if release.is_good and release != current]
-    kept_releases = good[len(good) - (keep - 1) :] if keep > 1 else []
+    kept_releases = good[-(keep - 1) :] if keep > 1 else []
     for release in all_releases(machine):
         if release != current and release not in kept_releases:
             discard(release.path)

@@ -167,6 +167,13 @@ def test_rollback_names(app: App) -> None:
     assert "no such release is kept" in wrong.log
 
 
+def test_as_many_releases_as_keep_stay(app: App) -> None:
+    for number in range(7):
+        app.commit({"code.py": f"print({number})\n"})
+        app.deploy()
+        assert len(list((app.root / "releases").iterdir())) == min(number + 1, 5)
+
+
 def test_no_more_than_keep_releases_and_their_environments_stay(app: App) -> None:
     app.commit({"deploy.ini": DEPLOY_INI.replace("shared = .env", "keep = 2")})
     for number in range(4):

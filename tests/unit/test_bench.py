@@ -1,0 +1,118 @@
+"""What ./dev bench makes of its samples: medians, bars, tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from bench import report  # noqa: E402
+
+SAMPLES = {
+    "nothing": {"ours": [0.6, 0.4, 0.5], "naive": [3.0, 3.2, 3.1], "fabric": [1.0, 0.8, 0.9]},
+    "one_file": {"ours": [2.0], "naive": [8.0], "fabric": [3.0]},
+    "python": {"ours": [4.0], "naive": [5.0], "fabric": [4.0]},
+    "rollback": {"ours": [9.0], "ours, on the machine": [1.0, 1.2]},
+    "load": {"ours": [0, 0, 1], "naive": [5, 0, 0]},
+    "load_requests": {"ours": [100, 100, 100], "naive": [90, 100, 100]},
+    "load_slowest": {"ours": [0.5, 0.7, 0.6], "naive": [0.9, 1.0, 1.0]},
+    "boot_held_back": {"ours": [0.5, 1.5]},
+    "twenty": {"one machine": [1.0], "20 machines at once": [3.5]},
+    "big": {"ours": [2.0], "checkout": [1.0]},
+    "memory": {"ours": [26.0]},
+    "floors": {
+        "ssh host true": [0.2],
+        "git fetch, nothing new": [0.2],
+        "restart until healthy": [0.6, 0.8, 0.7],
+        "python3 -c pass": [0.02],
+        "deploy_machine.py --version": [0.10],
+    },
+}
+
+
+def found(text: str, samples: report.Samples = SAMPLES) -> report.Bar:
+    (bar,) = (bar for bar in report.bars(samples) if bar.text == text)
+    return bar
+
+
+def test_every_bar_of_the_issue_is_there_once() -> None:
+    texts = [bar.text for bar in report.bars({})]
+    assert len(texts) == len(set(texts)) == 17
+    assert {bar.verdict for bar in report.bars({})} == {"not measured"}
+
+
+@pytest.mark.parametrize(
+    ("text", "measured", "verdict"),
+    [
+        ("nothing new / (ssh + fetch)", 0.5 / 0.4, "met"),
+        ("nothing new - (ssh + fetch)", 0.1, "met"),
+        ("nothing new / fastest contender", 0.5 / 0.9, "**NOT met**"),
+        ("one file - (ssh + fetch + restart)", 2.0 - 1.1, "met"),
+        ("one file / naive", 0.25, "met"),
+        ("one file / fastest contender", 2 / 3, "**NOT met**"),
+        ("Python dependency / naive", 0.8, "**NOT met**"),
+        ("Python dependency / fastest contender", 1.0, "met"),
+        ("npm dependency / fastest contender", None, "not measured"),
+        ("npm dependency - (ssh + fetch + npm ci + build + restart)", None, "not measured"),
+        ("failed requests under load", 1, "**NOT met**"),
+        ("rollback - restart", 1.1 - 0.7, "met"),
+        ("boot, nothing new: services held back", 1.0, "met"),
+        ("20 machines / one", 3.5, "**NOT met**"),
+        ("50,000 files: one file / checkout", 2.0, "met"),
+        ("peak memory", 26.0, "met"),
+        ("start (--version - an empty python3)", 0.08, "met"),
+    ],
+)
+def test_bars_are_computed_from_medians_of_the_same_run(text: str, measured: float | None, verdict: str) -> None:
+    bar = found(text)
+    assert bar.measured == (None if measured is None else pytest.approx(measured))
+    assert bar.verdict == verdict
+
+
+def test_our_own_second_way_is_not_a_peer() -> None:
+    assert report.Medians(SAMPLES).fastest_peer("rollback") is None
+    assert report.Medians(SAMPLES).fastest_peer("nothing") == 0.9
+
+
+def test_a_cell_has_median_range_and_the_multiple_of_ours() -> None:
+    assert report.cell([3.0, 1.0, 2.5], 0.5) == "2.50 (1.00-3.00) 5.0x"
+    assert report.cell([0.5]) == "0.50 (0.50-0.50)"
+    assert report.cell([]) == report.cell(None) == "-"
+
+
+def test_the_tables() -> None:
+    lines = report.main_table(SAMPLES).splitlines()
+    assert lines[0] == "| seconds: median (range) | ours | naive | fabric |"
+    assert lines[2] == "| nothing new | 0.50 (0.40-0.60) | 3.10 (3.00-3.20) 6.2x | 0.90 (0.80-1.00) 1.8x |"
+    assert lines[-1] == "| failed requests under load | 1 of 300; slowest 0.7 s | 5 of 290; slowest 1.0 s | - |"
+    assert "| rollback: ours, on the machine | 1.10 (1.00-1.20) |" in report.other_table(SAMPLES)
+    assert "| 20 machines / one | 3.00 | 3.50 | **NOT met** |" in report.bar_table(report.bars(SAMPLES))
+    assert "| one .py file | fetch 0.20, build 1.50 |" in report.timings_table(
+        {"one_file": [{"fetch": 0.1, "build": 1.0}, {"fetch": 0.3, "build": 2.0}]}
+    )
+
+
+def test_generated_text_is_replaced_between_its_marks_only() -> None:
+    text = "a\n<!-- generated: x -->\nold\n<!-- end -->\nb\n<!-- generated: y -->\nkept\n<!-- end -->\n"
+    assert report.replace_generated(text, "x", "new\n") == text.replace("old", "new")
+    with pytest.raises(ValueError, match="no marks for z"):
+        report.replace_generated(text, "z", "new\n")
+
+
+def test_the_readme_has_the_marks() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    assert "no such text" in report.replace_generated(readme, "./dev bench", "no such text")
+
+
+def test_the_stopwatch_tells_how_the_command_ended() -> None:
+    script = "sleep 0.2; echo no; exit 3"
+    command = [sys.executable, str(REPOSITORY / "bench/probe.py"), "run", "", "", "--", "sh", "-c", script]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert (told["code"], told["output"]) == (3, "no\n")
+    assert 0.2 <= told["seconds"] < 2
