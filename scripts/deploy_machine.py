@@ -564,15 +564,14 @@ def now() -> str:
 
 
 def write_file(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
-    """Replace a file at once: whoever reads it sees the old or the new one, whole; durable: also after a power cut."""
+    """Replace a file at once: whoever reads it sees the old or the new one, whole. durable: the new one, also after a power cut."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else a power cut could leave the new name without the content
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -1149,7 +1148,7 @@ class Running:
         return read_json(self.path) or ({"stage": "unknown"} if self.path.exists() else None)
 
     def write(self, **fields: Any) -> None:
-        # not durable: whatever stage a power cut leaves here, the next run does the same
+        # not durable: after a power cut in any stage the next run does the same
         write_json(self.path, {**(self.read() or {}), **fields}, durable=False)
 
     def clear(self) -> None:
@@ -1252,8 +1251,8 @@ class Mirror:
             remove(self.path)
             run(["git", "init", "--quiet", "--bare", str(self.path)], env=self.environment())
             # loose objects and refs reach the disk with the call that wrote them
-            self.git("config", "core.fsync", "all")
-            self.git("config", "core.fsyncObjectFiles", "true")
+            setting = ("core.fsync", "all") if git_version() >= [2, 36] else ("core.fsyncObjectFiles", "true")
+            self.git("config", *setting)
             self.git("config", "gc.autoDetach", "false")
         for folder, folders, names in os.walk(self.path):
             if os.path.basename(folder) == "objects":
@@ -1322,6 +1321,11 @@ class Mirror:
                 tree[path] = Entry(*about.split(" "))
         return tree
 
+    def size(self, commit: str) -> int:
+        """The bytes of a commit's files."""
+        entries = self.git("ls-tree", "-r", "-l", "-z", commit).out
+        return sum(map(int, re.findall(r"(?:^|\0)\d+ blob \w+ +(\d+)\t", entries)))
+
     def read(self, oid: str) -> str:
         return self.git("cat-file", "blob", oid).out
 
@@ -1344,7 +1348,9 @@ class Mirror:
                     live=True,
                 )
         except CommandError as error:
-            if free_bytes(destination) < 1_000_000:  # git does not say it
+            # git says neither why it could not write a file, nor does it leave what it wrote of it
+            unwritten = "unable to write file" in error.detail and free_bytes(destination) < self.size(commit.id)
+            if unwritten or free_bytes(destination) < 1_000_000:
                 raise CommandError(f"checking out: {os.strerror(errno.ENOSPC)}", error.detail) from None
             raise
         finally:
@@ -1370,6 +1376,11 @@ class Mirror:
         ]
 
 
+def git_version() -> list[int]:
+    """Its first two numbers."""
+    return [int(part) for part in re.findall(r"\d+", run(["git", "--version"]).out)[:2]]
+
+
 def verify_signature(machine: Machine, mirror: Mirror, commit: str) -> None:
     """Raise DeployError unless a key in allowed_signers has signed the commit (verify = signatures).
 
@@ -1380,8 +1391,7 @@ def verify_signature(machine: Machine, mirror: Mirror, commit: str) -> None:
         return
     if not signers.is_file() or not signers.stat().st_size:
         raise DeployError(f"verify = signatures, but {signers} is missing or empty: setup_machine.py --allowed-signers")
-    version = re.findall(r"\d+", run(["git", "--version"]).out)
-    if [int(part) for part in version[:2]] < [2, 34] or not shutil.which("ssh-keygen", path=base_environment()["PATH"]):
+    if git_version() < [2, 34] or not shutil.which("ssh-keygen", path=base_environment()["PATH"]):
         raise DeployError("verify = signatures needs git 2.34 or newer, and ssh-keygen")
     settings = {
         "gpg.format": "ssh",

@@ -101,8 +101,8 @@ class Image:
         units = "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service"
         units += " fstrim.timer logrotate.timer nginx.service postgresql.service systemd-timesyncd.service"
         units += " systemd-networkd-wait-online.service getty@tty1.service"
-        for unit in units.split():
-            for link in (root / "etc/systemd/system").glob(f"*.wants/{unit}"):
+        for link in (root / "etc/systemd/system").glob("*.wants/*"):  # a glob for the name would follow the link
+            if link.name in units.split():
                 link.unlink()
 
     def chroot(self, *argv: str) -> None:

@@ -96,12 +96,20 @@ def unmount(directory: Path) -> None:
         call("umount", "-l", mount, check=False)
 
 
+def raise_limits() -> None:
+    """Every systemd takes some ten inotify instances of one user's; Linux grants 128, too few for many machines."""
+    path = Path("/proc/sys/fs/inotify/max_user_instances")
+    if int(path.read_text()) < 1024:
+        path.write_text("1024")
+
+
 class World:
     """One lab. Use it as a context manager: leaving it ends and removes everything."""
 
     def __init__(self, layers: Path | None = None, lab_id: str = "") -> None:
         """layers: a directory with one file system layer per machine, as save() leaves it."""
         runs().mkdir(parents=True, exist_ok=True)
+        raise_limits()
         with locked(cache() / "run.lock"):  # else another's reap() could take a directory for a dead lab's
             reap()
             if lab_id:
@@ -201,6 +209,10 @@ class World:
             machine.boot(wait="postgresql@15-main.service" if name == "services" else wait, seconds=90)
             if name == "services":
                 machine.wait_for_unit("ssh.service")
+                machine.wait_until(
+                    lambda: machine.sh("curl -sf -m 5 http://pypi.lab/simple/django/", check=False).returncode == 0,
+                    "the registry did not answer",
+                )
             elif wait:
                 machine.wait_for_startup()
         return machine

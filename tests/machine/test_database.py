@@ -108,12 +108,12 @@ def test_a_boot_with_code_older_than_the_schema_says_so(world: World, both: tupl
     try:
         frontend.wait_until(lambda: "ahead of" in frontend.journal("-b", "-t", "deploy-machine"), "no warning")
         assert frontend.health()["status"] == 200
-        status = frontend.out("/srv/app/bin/deploy_machine.py status")
+        status = frontend.out("/srv/app/bin/deploy_machine.py status", user="deploy")
     finally:
         git.write_text(keys)
     assert f"warning   the database is ahead of {frontend.health()['commit'][:8]}: board.{name}" in status
     frontend.wait_for_startup()
-    assert "the database is ahead" not in frontend.out("/srv/app/bin/deploy_machine.py status")
+    assert "the database is ahead" not in frontend.out("/srv/app/bin/deploy_machine.py status", user="deploy")
 
 
 def test_a_rollback_behind_a_migration_says_so(world: World) -> None:

@@ -45,7 +45,7 @@ def test_both_on(ci: Ci) -> None:
     world = ci.world
     for name in ("scheduler", "frontend"):
         world.boot(name)
-    newest = world.commit(world.edit(*CHANGE))
+    newest = world.commit(world.edit("frontend/board.css", "body {", "body{"))
     run = ci.merge()
     assert run.conclusion == "success", run.log
     assert [outcome_of(run, name) for name in ("scheduler", "frontend")] == ["deployed", "deployed"]
