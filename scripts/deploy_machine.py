@@ -44,7 +44,6 @@ import errno
 import fcntl
 import filecmp
 import hashlib
-import http.client
 import json
 import os
 import pwd
@@ -58,7 +57,6 @@ import socket
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -564,7 +562,10 @@ def now() -> str:
 
 
 def write_file(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
-    """Replace a file at once: whoever reads it sees the old or the new one, whole. durable: the new one, also after a power cut."""
+    """Replace a file at once: whoever reads it sees the old or the new one, whole, also after a power cut.
+
+    durable: after a power cut it is the new one.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -1269,7 +1270,7 @@ class Mirror:
         except CommandError as error:
             if "took longer" not in str(error):
                 raise
-            raise Unreachable(f"{self.url}: git fetch was not done within {timeout:.3g} s", error.detail) from None
+            raise Unreachable(f"{self.url}: git fetch was not done within {timeout:.1f} s", error.detail) from None
         if done.code != 0 and "couldn't find remote ref" in done.err:
             raise UsageError(f"{self.url}: has no branch {branch!r}")
         if done.code != 0:
@@ -2034,7 +2035,9 @@ def started(state: UnitState) -> float:
 
 
 def http_status(url: str, timeout: float) -> tuple[int, str]:
-    """GET a URL (http:// or http+unix://); return the status and the beginning of the body."""
+    """GET a URL (http:// or http+unix://); return the status and the beginning of the body. Raises OSError."""
+    import http.client  # noqa: PLC0415 - takes as long as all other imports together, and is not always needed
+
     if url.startswith("http+unix://"):
         place, _, path = url[len("http+unix://") :].partition(":")
         connection = http.client.HTTPConnection("localhost", timeout=timeout)
@@ -2048,8 +2051,11 @@ def http_status(url: str, timeout: float) -> tuple[int, str]:
         connection.request(
             "GET", path or "/", headers={"User-Agent": f"deploy-machine/{VERSION}", "Connection": "close"}
         )
-        response = connection.getresponse()
-        return response.status, response.read(500).decode("utf-8", "replace")
+        try:
+            response = connection.getresponse()
+            return response.status, response.read(500).decode("utf-8", "replace")
+        except http.client.HTTPException as error:
+            raise OSError(f"no HTTP: {str(error) or type(error).__name__}") from None
 
 
 def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: float) -> str:
@@ -2058,7 +2064,7 @@ def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: fl
         if role.health and machine.is_set_up:
             try:
                 status, body = http_status(role.health, min(timeout, 10.0))
-            except (OSError, http.client.HTTPException) as error:
+            except OSError as error:
                 return f"{role.health} does not answer: {str(error) or type(error).__name__}"
             if status != 200:
                 return f"{role.health} answers {status}" + (f": {' '.join(body.split())[:200]}" if body.strip() else "")
@@ -2261,6 +2267,9 @@ def tell_team(machine: Machine, result: Result) -> None:
     """
     if result["outcome"] in ("unchanged", "superseded"):
         return
+    import http.client  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
     try:
         text = (machine.root / "shared" / ".env").read_text(encoding="utf-8", errors="replace")
         url = parse_env_file(text).get("DEPLOY_WEBHOOK_URL", "")

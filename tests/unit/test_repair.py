@@ -47,9 +47,13 @@ def sound(app: App) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("damage", [empty, corrupt, Path.unlink], ids=["empty", "corrupt", "missing"])
-@pytest.mark.parametrize("name", ["main", "main^{tree}", "main:src", "main:code.py", "main~1"])
-@pytest.mark.parametrize("new", [False, True], ids=["nothing to fetch", "a commit to fetch"])
+DAMAGES = [empty, corrupt, Path.unlink]
+NAMES = ["main", "main^{tree}", "main:src", "main:code.py", "main~1"]
+# each damage to each kind of object, every other one with a commit to be fetched
+DAMAGED = [(damage, name, bool((i + j) % 2)) for i, damage in enumerate(DAMAGES) for j, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize(("damage", "name", "new"), DAMAGED)
 def test_a_damaged_object(app: App, damage: Callable[[Path], None], name: str, new: bool) -> None:
     app.deploy()
     wanted = app.commit({"code.py": "print(2)\n", "src/b": "b\n"})
@@ -115,12 +119,12 @@ def test_a_mirror_is_not_renewed_while_the_repository_is_away(app: App) -> None:
 CUTS = {"empty": lambda text: "", "half": lambda text: text[: len(text) // 2], "zeros": lambda text: "\0" * len(text)}
 
 
-@pytest.mark.parametrize("name", ["state.json", "running.json", "last.json", "history.jsonl"])
 @pytest.mark.parametrize("how", CUTS)
-def test_a_damaged_state_file(app: App, name: str, how: str) -> None:
+def test_damaged_state_files(app: App, how: str) -> None:
     app.deploy()
-    path = app.root / "state" / name
-    path.write_text(CUTS[how](path.read_text() if path.exists() else '{"schema": 1, "stage": "services"}'))
+    for name in ("state.json", "running.json", "last.json", "history.jsonl"):
+        path = app.root / "state" / name
+        path.write_text(CUTS[how](path.read_text() if path.exists() else '{"schema": 1, "stage": "services"}'))
     assert app.run("status").code == 0
     assert app.run("history").code == 0
     wanted = app.commit({"code.py": "print(2)\n"})
