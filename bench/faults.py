@@ -1,4 +1,4 @@
-"""./dev bench faults: kills, power cuts and deploys under load, in numbers that are too long for the tests.
+"""./dev bench faults: kills, power cuts, migrations and deploys under load, in numbers too long for the tests.
 
 Prints tables in Markdown; the exit code is 1 if any promise was broken.
 """
@@ -22,6 +22,7 @@ from typing import TypeVar
 from faults import cuts, kills
 from faults.subject import Subject
 from faults.under_load import Report, under_load
+from lab.database import migrate_together
 from lab.image import say
 from lab.world import World, snapshot
 
@@ -150,6 +151,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=32, metavar="N", help="power cuts; default 32")
     parser.add_argument("--load", type=int, nargs=3, default=[20, 5, 5], metavar=("CODE", "DEPENDENCY", "ROLLBACK"),
                         help="deploys under load; default 20 5 5")  # fmt: skip
+    parser.add_argument("--migrations", type=int, default=20, metavar="N", help="two machines at once; default 20")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="chooses the moments; default 1")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at the same time; default 2")
     options = parser.parse_args()
@@ -167,13 +169,19 @@ def main() -> int:
         slices = [pool.submit(kill_all, cases[first :: options.jobs]) for first in range(options.jobs)]
         outcomes = [outcome for each in slices for outcome in each.result()]
         done = cutting.result()
+    with World(snapshot("deployed")) as world:
+        migrated = migrate_together(world, options.migrations) if options.migrations else []
     load = load_all(*options.load, options.seed) if options.load[0] else Report({})  # alone: it tells times
     print(f"seed {options.seed}, {time.monotonic() - began:.0f} s\n")
     problems = [f"{outcome.case}: {each}" for outcome in outcomes for each in outcome.problems]
     problems += [f"cut, {cut.trigger}, {cut.change}, {cut.moment}: {each}" for cut in done for each in cut.problems]
+    problems += [f"migrations: {each}" for each in migrated]
     problems += [f"load: {each}" for each in load.problems]
     show(outcomes, kills_table)
     show(done, cuts_table)
+    if options.migrations:
+        print("| migrations begun by two machines at once | broken promises |\n|---|---|")
+        print(f"| {options.migrations} | {len(migrated)} |\n")
     if load.requests:
         print("\n".join(load_table(load)))
     print("\n".join(["", *(f"- {problem}" for problem in problems)]) if problems else "\nEvery promise was kept.")

@@ -51,6 +51,24 @@ class Migrations:
         return int(self.world.machine("services").out(query, user="postgres"))
 
 
+def migrate_together(world: World, rounds: int) -> list[str]:
+    """Both machines deploy the same commit with a slow migration at the same moment, so many times.
+
+    Returns which promises were broken: both succeed, and the migration runs once.
+    """
+    machines = world.boot("scheduler"), world.boot("frontend")
+    migrations, problems, waited = Migrations(world), [], 0
+    for number in range(1, rounds + 1):
+        name = migrations.add("slow", seconds=1)
+        done = deploy_together(*machines)
+        logs = "".join(deploy.log for deploy in done)
+        waited += "waiting for deploy on " in logs and "which migrates database board; for at most" in logs
+        problems += [f"{number}: {deploy.message}" for deploy in done if deploy.outcome != "deployed"]
+        if (migrations.times_applied(name), logs.count(f"Applying board.{name}... OK")) != (1, 1):
+            problems.append(f"{number}: the migration ran {migrations.times_applied(name)} times\n{logs}")
+    return problems if waited else [*problems, "no machine ever waited for the other: nothing was shown"]
+
+
 def deploy_together(*machines: Machine) -> list[Deploy]:
     """Deploy to all of them at the same moment."""
     with ThreadPoolExecutor(len(machines)) as pool:
