@@ -76,8 +76,9 @@ class Contender:
     def under_load(self, commit: str) -> dict[str, Any]:
         """A deploy while requests come in."""
         told = self.measure("load", self.url, command=self.command(self.machine.address))
-        running = self.machine.health().get("commit")
-        assert running == commit, f"{self.name} runs {running}, not {commit}"
+        self.machine.wait_until(
+            lambda: self.machine.health().get("commit") == commit, f"{self.name} did not run {commit}: {told}"
+        )
         self.after()
         return told
 
