@@ -1863,7 +1863,10 @@ def fill_venv(machine: Machine, release: Release, commit: Commit, decision: Deci
         link_environment(release, step, environment)
         run_command(machine, release, commit, step)
         # services may not write here: without this they would compile at every start
-        compile_all = [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", "0", f"{venv}/lib"]
+        workers = (
+            "1" if nearest else "0"
+        )  # 0: one for each processor, whose start takes longer than to compile a little
+        compile_all = [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", workers, f"{venv}/lib"]
         run(compile_all, timeout=step.timeout, check=False)
         mark_complete(environment, decision.fingerprint)
     return environment
