@@ -16,17 +16,18 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
+from bench import report
 from faults import cuts, kills
 from faults.subject import Subject
 from faults.under_load import Report, under_load
 from lab.database import migrate_together
+from lab.host import REPOSITORY
 from lab.image import say
 from lab.world import World, snapshot
 
-T = TypeVar("T")
+COMMAND = "./dev bench faults"
 
 
 @dataclasses.dataclass
@@ -146,7 +147,7 @@ def load_table(report: Report) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./dev bench faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="default 200")
     parser.add_argument("--cuts", type=int, default=32, metavar="N", help="power cuts; default 32")
     parser.add_argument("--load", type=int, nargs=3, default=[20, 5, 5], metavar=("CODE", "DEPENDENCY", "ROLLBACK"),
@@ -154,6 +155,7 @@ def main() -> int:
     parser.add_argument("--migrations", type=int, default=20, metavar="N", help="two machines at once; default 20")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="chooses the moments; default 1")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at the same time; default 2")
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
     options = parser.parse_args()
     if os.geteuid() != 0:
         say("the machines need root: sudo ./dev bench faults")
@@ -172,25 +174,27 @@ def main() -> int:
     with World(snapshot("deployed")) as world:
         migrated = migrate_together(world, options.migrations) if options.migrations else []
     load = load_all(*options.load, options.seed) if options.load[0] else Report({})  # alone: it tells times
-    print(f"seed {options.seed}, {time.monotonic() - began:.0f} s\n")
     problems = [f"{outcome.case}: {each}" for outcome in outcomes for each in outcome.problems]
     problems += [f"cut, {cut.trigger}, {cut.change}, {cut.moment}: {each}" for cut in done for each in cut.problems]
     problems += [f"migrations: {each}" for each in migrated]
     problems += [f"load: {each}" for each in load.problems]
-    show(outcomes, kills_table)
-    show(done, cuts_table)
-    if options.migrations:
-        print("| migrations begun by two machines at once | broken promises |\n|---|---|")
-        print(f"| {options.migrations} | {len(migrated)} |\n")
-    if load.requests:
-        print("\n".join(load_table(load)))
-    print("\n".join(["", *(f"- {problem}" for problem in problems)]) if problems else "\nEvery promise was kept.")
+    parts = [[f"Seed {options.seed}, {(time.monotonic() - began) / 60:.0f} min on {os.cpu_count()} cores."]]
+    parts += [kills_table(outcomes)] if outcomes else []
+    parts += [cuts_table(done)] if done else []
+    parts += [migrations_table(options.migrations, migrated)] if options.migrations else []
+    parts += [load_table(load)] if load.requests else []
+    parts += [[f"- {problem}" for problem in problems] or ["Every promise was kept."]]
+    text = "\n\n".join("\n".join(part) for part in parts) + "\n"
+    print(text)
+    if options.readme:
+        readme = REPOSITORY / "README.md"
+        readme.write_text(report.replace_generated(readme.read_text(), COMMAND, text))
     return 1 if problems else 0
 
 
-def show(results: Sequence[T], table: Callable[[Sequence[T]], list[str]]) -> None:
-    if results:
-        print("\n".join(table(results)), end="\n\n")
+def migrations_table(rounds: int, problems: Sequence[str]) -> list[str]:
+    head = "| migrations that two machines begin at once | broken promises |"
+    return [head, "|---|---|", f"| {rounds} | {len(problems)} |"]
 
 
 if __name__ == "__main__":
