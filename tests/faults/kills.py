@@ -143,7 +143,8 @@ def kill_when(
     while group is None:
         group = next(processes(subject, unit), None)
         assert time.monotonic() < limit, f"{unit} did not start"
-    while not condition() and not (process and process.poll() is not None):
+    # not until `process` ends: systemctl does when a boot's deploy is ready, long before it is confirmed
+    while group.exists() and not condition():
         assert time.monotonic() < limit, f"{unit} did not come that far"
         time.sleep(0.0002)
     with contextlib.suppress(OSError):  # it may have ended by now
