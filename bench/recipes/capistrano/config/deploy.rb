@@ -1,4 +1,5 @@
 # Releases with linked directories, as Capistrano's users have them; environments are shared and updated in place.
+# VIRTUAL_ENV: else Poetry writes the release, which is removed one day, into the scripts it installs.
 lock "3.17.2"
 set :application, "board"
 set :repo_url, ENV.fetch("BENCH_REPO")
@@ -14,6 +15,7 @@ namespace :deploy do
       within release_path do
         execute :sh, "-c", <<~SH.strip.gsub("\n", "; ").shellescape
           test -x .venv/bin/python || python3 -m venv --clear /srv/site/shared/.venv
+          export VIRTUAL_ENV=/srv/site/shared/.venv
           . /srv/app/shared/steps.sh
           python_step
           cmp -s package-lock.json node_modules/.lock || { cp package.json package-lock.json .npmrc /srv/site/shared/ && npm ci --no-audit --no-fund --prefix /srv/site/shared && cp package-lock.json node_modules/.lock; }
