@@ -2855,7 +2855,8 @@ def finish(attempt: Attempt, config: Config, release: Release) -> None:
 def remove_old_scripts(machine: Machine) -> None:
     for script in (machine.state / "scripts").glob("*.py"):
         if script.stat().st_mtime < time.time() - 86400:  # a push may just have put one there
-            script.unlink()
+            for path in (script, *script.parent.glob(f"__pycache__/{script.stem}.*")):
+                path.unlink()
 
 
 def refresh_script(machine: Machine, release: Release) -> None:

@@ -36,7 +36,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shlex
 import signal
 import subprocess
@@ -60,7 +59,9 @@ PAUSE = 1.0
 RECONNECT_TIMEOUT = 600.0  # seconds that a machine which was lost in mid-deploy is waited for
 MARKER = "deploy-machine started "  # proves that the far side ran; followed by the machine's time
 
-# Runs on the machine: takes the script from stdin, keeps it where hand-overs are kept, becomes it.
+# Runs on the machine: takes the script from stdin, keeps it where hand-overs are kept, becomes it. Python keeps
+# no bytecode of a program that it runs by its path, and compiling this one takes as long as a fetch may: so the
+# loader compiles it once and runs it as a module. The file is named by its content, so the two always fit.
 LOADER = f"""\
 import os, sys, time
 root, size, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -71,20 +72,39 @@ if len(data) < size:
     sys.exit("loader: the connection ended before the script had arrived")
 folder = os.path.join(root, "state", "scripts")
 path = os.path.join(folder, name)
-try:
-    if not os.path.isdir(root):
-        sys.exit("loader: " + root + ": no such directory there: prepare the machine with setup_machine.py")
-    os.makedirs(folder, exist_ok=True)
+
+def keep():
+    import importlib.util, py_compile
     with open(path + ".%d.tmp" % os.getpid(), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    bytecode = importlib.util.cache_from_source(path)
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    if py_compile.compile(file.name, bytecode, path, invalidation_mode=mode):
+        with open(bytecode, "rb") as compiled:
+            os.fsync(compiled.fileno())
     os.replace(file.name, path)
+
+def is_kept():
+    try:
+        with open(path, "rb") as file:
+            os.utime(path)
+            return file.read() == data
+    except OSError:
+        return False
+
+try:
+    if not os.path.isdir(root):
+        sys.exit("loader: " + root + ": no such directory there: prepare the machine with setup_machine.py")
+    os.makedirs(folder, exist_ok=True)
+    is_kept() or keep()
 except OSError as error:
     sys.exit("loader: " + str(error.filename) + ": " + str(error.strerror))
 print("{MARKER}" + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), flush=True)
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-os.execv(sys.executable, [sys.executable, path] + sys.argv[4:] + ["--root", root])
+command = [sys.executable, "-m", name[:-3]] + sys.argv[4:] + ["--root", root]
+os.execve(sys.executable, command, dict(os.environ, PYTHONPATH=folder))
 """
 
 # What ssh says of a machine that is not there; looked at only after what it says of one that is.
@@ -525,7 +545,7 @@ class Foreign:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.token = secrets.token_hex(16)
+        self.token = os.urandom(16).hex()
 
     def __enter__(self) -> Callable[[str], None]:
         if self.console.is_github:

@@ -233,3 +233,39 @@ def test_a_result_that_was_not_this_push_is_not_taken_for_it() -> None:
     own = {**result("deployed"), "started": "2026-01-03T00:00:01Z"}
     assert push_deploy.find_own([earlier, boot, own], "2026-01-02T00:00:00Z") == own
     assert push_deploy.find_own([earlier, boot], "2026-01-02T00:00:00Z") is None
+
+
+def load(root: Path, data: bytes) -> subprocess.CompletedProcess[bytes]:
+    """What a push runs on the machine, with data as the script that it carries."""
+    name = f"{hash(data) & 0xFFFFFFFFFFFFFFFF:016x}.py"
+    command = [sys.executable, "-c", push_deploy.LOADER, str(root), str(len(data)), name, "plan", "--show-config"]
+    return subprocess.run(command, input=data, capture_output=True, check=False)
+
+
+def test_the_script_is_compiled_once_and_renewed_if_it_is_damaged(tmp_path: Path) -> None:
+    data = (SCRIPTS / "deploy_machine.py").read_bytes()
+    assert b"[step python]" in load(tmp_path, data).stdout
+    folder = tmp_path / "state/scripts"
+    (script,), (bytecode,) = folder.glob("*.py"), folder.glob("__pycache__/*")
+    os.utime(script, (0, 0))
+    first = bytecode.stat()
+    assert b"[step python]" in load(tmp_path, data).stdout
+    assert (bytecode.stat().st_ino, bytecode.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    assert script.stat().st_mtime > 0, "the next deploy would remove a script that is used"
+    script.write_bytes(data[:1000])
+    bytecode.write_bytes(b"")
+    assert b"[step python]" in load(tmp_path, data).stdout
+    assert script.read_bytes() == data
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["__pycache__", script.name])
+
+
+def test_a_script_of_another_python_is_told(tmp_path: Path) -> None:
+    done = load(tmp_path, b"this is no Python\n")
+    assert done.returncode == 1
+    assert b"SyntaxError" in done.stderr
+
+
+def test_the_loader_tells_what_is_missing(tmp_path: Path) -> None:
+    done = load(tmp_path / "none", b"")
+    assert done.stderr.startswith(f"loader: {tmp_path}/none: no such directory there".encode())
+    assert (done.returncode, done.stdout) == (1, b"")
