@@ -404,7 +404,8 @@ def snapshot(kind: str) -> Path:
     with locked(cache() / "snapshots" / f"{kind}.lock"):
         if not directory.exists():
             for old in (cache() / "snapshots").glob(f"{kind}-*"):
-                shutil.rmtree(old)
+                if old.stat().st_mtime < time.time() - 86400:  # labs of other checkouts may stand on it
+                    shutil.rmtree(old)
             say(f"preparing the `{kind}` snapshot (once for this state of the repository)")
             layers = snapshot("services") if kind == "deployed" else None
             with World(layers) as world:
@@ -414,6 +415,7 @@ def snapshot(kind: str) -> Path:
                     for name in ROLES:
                         first_deploy(world, name)
                 world.save(directory)
+        os.utime(directory)
     return directory
 
 
