@@ -44,6 +44,7 @@ import errno
 import fcntl
 import filecmp
 import hashlib
+import importlib
 import json
 import os
 import pwd
@@ -60,7 +61,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, Generic, NoReturn, TypeVar
 
 VERSION = "0.1.0"
 SCHEMA = 1  # of the result, the history and every file below state/
@@ -86,7 +87,7 @@ QUERY_TIMEOUT = 60.0  # seconds; for commands that only read
 LOCK_TIMEOUT = 1800.0
 FETCH_TIMEOUT = 60.0
 BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
-STAYS_HEALTHY = 0.3  # seconds that a release with a health check must stay healthy
+STAYS_HEALTHY = 0.1  # seconds that a release with a health check must stay healthy: seen twice, that is
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
 STALL_TIMEOUT = 10.0  # seconds that a reader of the log (a stalled ssh session) may hold a deploy up, once
 MANY_INPUTS = 500  # beyond so many files a step's inputs are recorded by one hash
@@ -551,6 +552,33 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
+
+
+T = TypeVar("T")
+
+
+class Background(threading.Thread, Generic[T]):
+    """Work that goes on in a thread of its own while this one does something else."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        super().__init__(daemon=True)
+        self.work = work
+        self.outcome: list[T] = []
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome.append(self.work())
+        except Exception as error:
+            self.error = error
+
+    def result(self) -> T:
+        """Wait until it has ended; return what it returned, or raise what it raised."""
+        self.join()
+        if self.error:
+            raise self.error
+        return self.outcome[0]
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -1266,7 +1294,8 @@ class Mirror:
         """Fetch the branch and return its newest commit. Raises Unreachable or UsageError."""
         refspec = f"+refs/heads/{branch}:refs/heads/{branch}"
         try:
-            done = self.git("fetch", "--quiet", "--no-tags", "--", self.url, refspec, timeout=timeout, check=False)
+            options = ("--quiet", "--no-tags", "--no-auto-maintenance")  # that is tidy()'s, and may take minutes
+            done = self.git("fetch", *options, "--", self.url, refspec, timeout=timeout, check=False)
         except CommandError as error:
             if "took longer" not in str(error):
                 raise
@@ -1295,6 +1324,10 @@ class Mirror:
             return self.git("fsck", "--full", "--no-dangling", "--no-progress", timeout=600, check=False).code == 0
         except CommandError:
             return True  # took too long: nobody knows
+
+    def tidy(self) -> None:
+        """Pack what many fetches have left, if git finds it worth while."""
+        self.git("gc", "--auto", "--quiet", timeout=600)
 
     def resolve(self, name: str) -> str:
         """The full id of a commit; empty if there is none of that name."""
@@ -1523,9 +1556,12 @@ def new_environment(machine: Machine, step: Step, key: str) -> Path:
             seconds += 1
 
 
-def mark_complete(environment: Path, fingerprint: Mapping[str, str]) -> None:
-    """The last thing written: after a power cut a half-made environment must not look whole."""
-    size = int(run(["du", "-s", "--block-size=1", str(environment)], timeout=600).out.split()[0])
+def mark_complete(environment: Path, fingerprint: Mapping[str, str], free_before: int) -> None:
+    """The last thing written: after a power cut a half-made environment must not look whole.
+
+    free_before: the free bytes before it was made; what it took tells the next deploy what it needs.
+    """
+    size = max(0, free_before - free_bytes(environment))
     run(["sync", "--file-system", str(environment)], timeout=600)
     write_json(environment / ".complete", {"fingerprint": dict(fingerprint), "made": now(), "bytes": size})
 
@@ -1702,6 +1738,9 @@ def matching(inputs: Sequence[str], tree: Tree) -> dict[str, str]:
 
 def python_version(python: str) -> str:
     """Version and processor, e.g. `3.11.2 x86_64`, of the interpreter that makes environments."""
+    found = shutil.which(python, path=base_environment()["PATH"])
+    if found and os.path.realpath(found) == os.path.realpath(sys.executable):
+        return f"{sys.version.split()[0]} {os.uname().machine}"
     code = "import platform as p; print(p.python_version(), p.machine())"
     return run([python, "-c", code]).out.strip()
 
@@ -1763,6 +1802,7 @@ def run_step(machine: Machine, release: Release, commit: Commit, decision: Decis
     step = decision.step
     if step.makes_venv and decision.fingerprint:
         return make_venv(machine, release, commit, decision)
+    free = free_bytes(machine.root)
     run_command(machine, release, commit, step)
     for path in step.provides:
         if not (release.path / path).exists():
@@ -1775,7 +1815,7 @@ def run_step(machine: Machine, release: Release, commit: Commit, decision: Decis
         for path in step.provides:
             (environment / path).parent.mkdir(parents=True, exist_ok=True)
             os.rename(release.path / path, environment / path)
-        mark_complete(environment, decision.fingerprint)
+        mark_complete(environment, decision.fingerprint, free)
     link_environment(release, step, environment)
     return environment
 
@@ -1804,7 +1844,8 @@ def schema_ahead(machine: Machine, release: Release) -> str:
         return ""
     try:
         argv = (step.run[0], "-c", MIGRATE, "ahead", machine.name, "0", *step.run[1:])
-        done = run(argv, cwd=release.path, env=step_environment(machine, release, release.commit), timeout=20)
+        env = step_environment(machine, release, release.commit)
+        done = run(argv, cwd=release.path, env=env, timeout=20, shown="asking for migrations that are not in this code")
     except DeployError:
         return ""
     found = re.findall(r"^AHEAD (.+)$", done.out, re.MULTILINE)
@@ -1849,7 +1890,7 @@ def make_venv(machine: Machine, release: Release, commit: Commit, decision: Deci
 
 def fill_venv(machine: Machine, release: Release, commit: Commit, decision: Decision, nearest: Path | None) -> Path:
     """Make the virtual environment, empty or as a copy of `nearest`, and run the step in it."""
-    step = decision.step
+    step, free = decision.step, free_bytes(machine.root)
     with removed_on_failure(new_environment(machine, step, decision.key)) as environment:
         venv = environment / ".venv"
         if nearest:
@@ -1868,7 +1909,7 @@ def fill_venv(machine: Machine, release: Release, commit: Commit, decision: Deci
         )  # 0: one for each processor, whose start takes longer than to compile a little
         compile_all = [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", workers, f"{venv}/lib"]
         run(compile_all, timeout=step.timeout, check=False)
-        mark_complete(environment, decision.fingerprint)
+        mark_complete(environment, decision.fingerprint, free)
     return environment
 
 
@@ -1979,8 +2020,12 @@ def bring_services(config: Config, roles: Sequence[Role], since: float, restart:
         if states[unit]["LoadState"] != "loaded":
             raise Unhealthy(f"{unit} is not installed ({states[unit]['LoadState']}): run setup_machine.py")
     actions = {unit: stop_foreign(unit, states[unit], timeout) for unit in foreign}
-    actions.update({unit: bring_service(unit, states[unit], since, restart, timeout) for unit in services})
-    actions.update({unit: reload_unit(unit, states[unit], restart, timeout) for unit in reloads})
+    reloading = Background(lambda: {unit: reload_unit(unit, states[unit], restart, timeout) for unit in reloads})
+    try:
+        actions.update({unit: bring_service(unit, states[unit], since, restart, timeout) for unit in services})
+    finally:
+        reloading.join()
+    actions.update(reloading.result())
     if set(actions.values()) > {"none"}:
         states = unit_states(list(states))
     told = [unit for unit, action in actions.items() if action != "none" or unit not in foreign]
@@ -2145,18 +2190,12 @@ def probe_watching(
     machine: Machine, roles: Sequence[Role], release: Release, deadline: float, watch: Callable[[], str]
 ) -> str:
     """probe(), while `watch` is called: behind a socket, a service that died answers as late as a slow one."""
-    answer: list[str] = []
-
-    def ask() -> None:
-        answer.append(probe(machine, roles, release, max(1.0, deadline - time.monotonic())))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(0.5)
-    while thread.is_alive() and time.monotonic() < deadline + 1:  # an answer may also drip in for ever
+    asking = Background(lambda: probe(machine, roles, release, max(1.0, deadline - time.monotonic())))
+    asking.join(0.5)
+    while asking.is_alive() and time.monotonic() < deadline + 1:  # an answer may also drip in for ever
         watch()
-        thread.join(0.5)
-    return answer[0] if answer else "the health check does not end"
+        asking.join(0.5)
+    return "the health check does not end" if asking.is_alive() else asking.result()
 
 
 def journal_of(unit: str) -> str:
@@ -2200,6 +2239,7 @@ class Attempt:
     is_switched: bool = False
     interrupted: dict[str, Any] = dataclasses.field(default_factory=dict)  # how far an earlier deploy came
     lock: int = -1
+    schema: dict[str, Background[str]] = dataclasses.field(default_factory=dict)  # release -> schema_ahead()
     old_files: dict[str, float] = dataclasses.field(default_factory=dict)  # assets of earlier releases, since when
     timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each stage, in order
     stage_name: str = "start"
@@ -2381,7 +2421,7 @@ def with_warnings(attempt: Attempt, result: Result) -> Result:
     current = current_release(attempt.machine)
     if not current or result["outcome"] in ("deployed", "unchanged", "superseded"):
         return result
-    warning = schema_ahead(attempt.machine, current)
+    warning = (attempt.schema.get(current.name) or Background(lambda: schema_ahead(attempt.machine, current))).result()
     if warning:
         log.warning(warning)
     return {**result, "warnings": [warning]} if warning else result
@@ -2513,6 +2553,8 @@ def fetch_until(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
     deadline = time.monotonic() + machine.fetch_timeout
     attempt.stage("fetching")
     log(f"fetching {branch} from {mirror.url}")
+    if machine.is_set_up:  # the health check needs it, and the network is waited for anyway
+        Background(lambda: importlib.import_module("http.client"))
     tries, pause = 0, 1.0
     while True:
         tries += 1
@@ -2845,10 +2887,11 @@ def finish(attempt: Attempt, config: Config, release: Release) -> None:
         lambda: prune(machine, config.keep),
         lambda: remove_old_scripts(machine),
         lambda: refresh_script(machine, release),
+        Mirror(machine.mirror, machine.repo).tidy,
     ):
         try:
             task()
-        except OSError as error:  # the deploy itself is done; the next one does this again
+        except (OSError, DeployError) as error:  # the deploy itself is done; the next one does this again
             log.warning(f"tidying up: {error}")
 
 
@@ -2941,6 +2984,7 @@ def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
     log(f"rolling back from {current.name} to {release.name}")
     keep_files_of(current, config, release)
     newer = current.name > release.name and current.commit != release.commit
+    attempt.schema[release.name] = Background(lambda: schema_ahead(machine, release))  # takes as long as a restart
     result = switch_and_confirm(attempt, config, release, current if current.is_good else None)
     if result["outcome"] != "deployed":
         attempt.state.forget_bad(release.commit)

@@ -145,3 +145,16 @@ def test_a_mark_of_completeness_that_is_not_whole_is_none(app: App) -> None:
     assert done.ran() == ["assets", "always"]
     assert app.run("status").result["healthy"] is True
     assert (app.current / "out" / "all").read_text() == "a\n"
+
+
+def test_the_mirror_is_packed_behind_the_deploy(app: App) -> None:
+    app.deploy()
+    for key, value in (("gc.autoPackLimit", "1"), ("fetch.unpackLimit", "1")):
+        subprocess.run(["git", f"--git-dir={mirror(app)}", "config", key, value], check=True)
+    for number in range(3):
+        app.commit({"code.py": f"print({number})\n"})
+        app.run("plan")
+    packs = mirror(app) / "objects/pack"
+    assert len(list(packs.glob("*.pack"))) == 3, "a fetch has a time limit that packing must not use up"
+    app.deploy()
+    assert len(list(packs.glob("*.pack"))) == 1
