@@ -21,6 +21,7 @@ from bench.machines import Machines
 from lab.host import REPOSITORY
 from lab.image import say
 from lab.machine import Machine
+from lab.world import REPO_URL
 
 LIGHT = 3
 Samples = dict[str, dict[str, list[float]]]
@@ -257,10 +258,29 @@ def push_many(bench: Bench, roots: list[tuple[Machine, str]]) -> float:
     return seconds
 
 
+def fetch_many(bench: Bench, roots: list[tuple[Machine, str]]) -> float:
+    """Seconds for nothing but `ssh host git fetch`, with nothing new, to all roots at once."""
+    enter = ["ip", "netns", "exec", bench.machines.world.network.namespace("runner")]
+    url = REPO_URL.replace("app.git", "light.git")
+    begin = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [*enter, *bench.machines.ssh(machine, f"git --git-dir={root}/repo.git fetch -q {url} refs/heads/main")],
+            stdin=subprocess.DEVNULL,
+        )
+        for machine, root in roots
+    ]
+    codes = [process.wait(timeout=300) for process in processes]
+    assert not any(codes), codes
+    return time.monotonic() - begin
+
+
 def twenty(bench: Bench) -> None:
     """One .py file, to one root and then to all 20 at once, from one runner: on the cores of this one computer."""
     bench.note("twenty", "one machine", push_many(bench, bench.many[:1]))
     bench.note("twenty", "20 machines at once", push_many(bench, bench.many))
+    bench.note("floors", "ssh host git fetch, one machine", fetch_many(bench, bench.many[:1]))
+    bench.note("floors", "ssh host git fetch, 20 machines at once", fetch_many(bench, bench.many))
 
 
 def push_big(bench: Bench) -> float:
