@@ -67,17 +67,8 @@ VERSION = "0.1.0"
 SCHEMA = 1  # of the result, the history and every file below state/
 
 EXIT_USAGE = 2
-EXIT_CODES = {
-    "deployed": 0,
-    "unchanged": 0,
-    "superseded": 0,
-    "rolled_back_on_request": 0,
-    "failed": 10,
-    "rolled_back": 11,
-    "broken": 12,
-    "unreachable": 75,
-    "busy": 75,
-}
+EXIT_CODES = dict.fromkeys(("deployed", "unchanged", "superseded", "rolled_back_on_request"), 0)
+EXIT_CODES |= {"failed": 10, "rolled_back": 11, "broken": 12, "unreachable": 75, "busy": 75}
 
 SCRIPT_IN_REPOSITORY = "scripts/deploy_machine.py"
 SYSTEMCTL = "/usr/bin/systemctl"  # absolute: sudo grants exactly these calls and no others
@@ -307,11 +298,8 @@ class Terminated(BaseException):
     """SIGTERM or SIGINT arrived. Not an Exception: nothing but main() may swallow it."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signum)
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
-
-    def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.signum).name}"
 
 
 # --- log: stderr for people, native journal entries, systemd's status line --------------------
@@ -3147,7 +3135,7 @@ def commit_id(text: str) -> str:
 
 def positive(text: str) -> float:
     try:
-        return number({"seconds": text}, "seconds", least=0.1)
+        return number({"seconds": text}, "seconds")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -3169,70 +3157,36 @@ exit codes:
   0 runs what was asked for   2 usage or configuration   10 failed, old release serves
   11 was unhealthy, rolled back   12 broken, look at it   75 try again later""",
     )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        default="deploy",
-        choices=["deploy", "plan", "status", "history", "rollback"],
-        metavar="COMMAND",
-    )
-    parser.add_argument("target", nargs="?", metavar="RELEASE|COMMIT", help="rollback: where to go back to")
-    parser.add_argument(
-        "--role", action="append", metavar="NAME", help="a role of this machine; repeatable (default: machine.ini)"
-    )
-    parser.add_argument(
-        "--root", metavar="DIR", help="default: $DEPLOY_ROOT, else where this script is installed, else /srv/app"
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--contains", type=commit_id, metavar="SHA", help="the newest commit must contain this one: fetch until it does"
-    )
-    which.add_argument("--commit", type=commit_id, metavar="SHA", help="deploy exactly this commit of the branch")
-    parser.add_argument("--branch", metavar="NAME", help="default: machine.ini, else deploy.ini, else main")
-    parser.add_argument("--repo", metavar="URL", help="default: machine.ini")
-    parser.add_argument(
-        "--trigger",
-        choices=["cd", "boot", "manual"],
-        default="manual",
-        help="who asks; boot also tells systemd when services may start",
-    )
-    parser.add_argument("--full", action="store_true", help="run every step, whatever its inputs say")
-    parser.add_argument(
-        "--force", action="store_true", help="deploy also an older commit, or one that is remembered as bad"
-    )
-    parser.add_argument(
-        "--lock-timeout",
-        type=positive,
-        default=LOCK_TIMEOUT,
-        metavar="S",
-        help=f"seconds to wait for another deploy (default {LOCK_TIMEOUT:g})",
-    )
-    parser.add_argument(
-        "--fetch-timeout",
-        type=positive,
-        metavar="S",
-        help=f"seconds to wait for the repository (default: machine.ini, else {FETCH_TIMEOUT:g})",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line on stdout")
-    parser.add_argument("--timings", action="store_true", help="print how long each command and each stage took")
-    parser.add_argument("--show-config", action="store_true", help="plan: print the built-in deploy.ini and end")
-    parser.add_argument("--debug", action="store_true", help="show a traceback also for expected errors")
-    parser.add_argument("--version", action="version", version=f"deploy_machine.py {VERSION}")
+    add, which = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add("command", nargs="?", default="deploy", choices=list(COMMANDS), metavar="COMMAND")
+    add("target", nargs="?", metavar="RELEASE|COMMIT", help="rollback: where to go back to")
+    text = "a role of this machine; repeatable (default: machine.ini)"
+    add("--role", action="append", metavar="NAME", help=text)
+    text = "default: $DEPLOY_ROOT, else where this script is installed, else /srv/app"
+    add("--root", metavar="DIR", help=text)
+    text = "the newest commit must contain this one: fetch until it does"
+    which("--contains", type=commit_id, metavar="SHA", help=text)
+    which("--commit", type=commit_id, metavar="SHA", help="deploy exactly this commit of the branch")
+    add("--branch", metavar="NAME", help="default: machine.ini, else deploy.ini, else main")
+    add("--repo", metavar="URL", help="default: machine.ini")
+    text = "who asks; boot also tells systemd when services may start"
+    add("--trigger", choices=["cd", "boot", "manual"], default="manual", help=text)
+    add("--full", action="store_true", help="run every step, whatever its inputs say")
+    add("--force", action="store_true", help="deploy also an older commit, or one that is remembered as bad")
+    text = f"seconds to wait for another deploy (default {LOCK_TIMEOUT:g})"
+    add("--lock-timeout", type=positive, default=LOCK_TIMEOUT, metavar="S", help=text)
+    text = f"seconds to wait for the repository (default: machine.ini, else {FETCH_TIMEOUT:g})"
+    add("--fetch-timeout", type=positive, metavar="S", help=text)
+    add("--json", action="store_true", help="print the result as one JSON line on stdout")
+    add("--timings", action="store_true", help="print how long each command and each stage took")
+    add("--show-config", action="store_true", help="plan: print the built-in deploy.ini and end")
+    add("--debug", action="store_true", help="show a traceback also for expected errors")
+    add("--version", action="version", version=f"deploy_machine.py {VERSION}")
     return parser
 
 
-COMMANDS: Mapping[str, Callable[[Machine, argparse.Namespace], Result]] = {
-    "deploy": deploy,
-    "plan": plan,
-    "status": status,
-    "history": history,
-    "rollback": rollback,
-}
-PRINTERS: Mapping[str, Callable[[Result], None]] = {
-    "plan": print_plan,
-    "status": print_status,
-    "history": print_history,
-}
+COMMANDS = {"deploy": deploy, "plan": plan, "status": status, "history": history, "rollback": rollback}
+PRINTERS = {"plan": print_plan, "status": print_status, "history": print_history}
 
 
 def main_inner(arguments: Sequence[str]) -> int:
