@@ -668,6 +668,11 @@ def removed_on_failure(path: Path) -> Iterator[Path]:
         raise
 
 
+ENV_LINE = re.compile(r"[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))", re.DOTALL)
+ENV_QUOTED = re.compile(r"""[ \t]*(?:'(?P<literal>[^']*)'?|"(?P<escaped>(?:\\.|[^\\"])*)"?)""", re.DOTALL)
+ENV_BARE = re.compile(r"[ \t]*(?P<text>(?:\\.?|[^\\ \t\r\n]|[ \t]+(?=[^ \t\r\n]))*)", re.DOTALL)
+
+
 def parse_env_file(text: str) -> dict[str, str]:
     """Parse a file as systemd does for EnvironmentFile= (its src/basic/env-file.c), damaged lines too.
 
@@ -676,55 +681,22 @@ def parse_env_file(text: str) -> dict[str, str]:
     """
     result: dict[str, str] = {}
     position = 0
-    line = re.compile(r"[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))", re.DOTALL)
     while position < len(text):
-        match = line.match(text, position)
-        assert match
-        position = match.end()
-        if match["equals"]:
-            value, position = parse_env_value(text, position)
-            if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*[ \t]*", match["key"]):
-                result[match["key"].strip()] = value
+        line = ENV_LINE.match(text, position)
+        assert line
+        position, value = line.end(), ""
+        if not line["equals"]:
+            continue
+        while part := ENV_QUOTED.match(text, position):
+            value += part["literal"] or re.sub(r'\\(?:\n|(["\\`$]))', r"\1", part["escaped"] or "")
+            position = part.end()
+        bare = ENV_BARE.match(text, position)
+        assert bare
+        value += re.sub(r"\\(?:[\r\n]|(.?))", r"\1", bare["text"])
+        position = bare.end()
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*[ \t]*", line["key"]):
+            result[line["key"].strip()] = value
     return result
-
-
-def parse_env_value(text: str, position: int) -> tuple[str, int]:
-    """One value of an EnvironmentFile from `position` on, and where the next line begins."""
-    value, keep, bare = "", 0, False  # keep: how much of value trailing blanks must not cost
-    while position < len(text):
-        char = text[position]
-        position += 1
-        if char in "\r\n":
-            break
-        if char == "\\":
-            value += text[position : position + 1].strip("\r\n")
-            position += 1
-            keep, bare = len(value), True
-        elif not bare and char in "'\"":
-            quoted, position = parse_env_quoted(text, position, char)
-            value += quoted
-            keep = len(value)
-        elif bare or char not in " \t":
-            value += char
-            keep, bare = keep if char in " \t" else len(value), True
-    return value[:keep], position
-
-
-def parse_env_quoted(text: str, position: int, quote: str) -> tuple[str, int]:
-    """What is between quotes, from behind the first one on, and where the rest begins."""
-    value = ""
-    while position < len(text):
-        char = text[position]
-        position += 1
-        if char == quote:
-            break
-        if char == "\\" and quote == '"':
-            following = text[position : position + 1]
-            position += 1
-            value += following if following in '"\\`$' else "" if following == "\n" else char + following
-        else:
-            value += char
-    return value, position
 
 
 # --- configuration ----------------------------------------------------------------------------
