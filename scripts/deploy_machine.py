@@ -766,24 +766,21 @@ KEYS = {
 
 def parse_config(text: str, source: str) -> Config:
     """Read a deploy.ini on top of the defaults. Raises UsageError: one line, naming `source`."""
-    parser = new_ini_parser()
+    parser, own = new_ini_parser(), new_ini_parser()
     parser.read_string(DEFAULTS)
-    if "\0" in text:
-        raise UsageError(f"{source}: holds a NUL character")
-    try:
-        own = new_ini_parser()
+    with mistakes_in(source):
+        if "\0" in text:
+            raise UsageError("holds a NUL character")
         own.read_string(text)
         parser.read_string(text)
         check_sections(own)
-        steps = [parse_step(section[5:], parser) for section in parser.sections() if section.startswith("step ")]
-        roles = [
-            parse_role(section[5:], parser[section]) for section in parser.sections() if section.startswith("role ")
-        ]
         deploy = parser["deploy"]
+        roles = [parse_role(name, section) for name, section in sections_of(parser, "role")]
+        steps = [parse_step(name, section, deploy) for name, section in sections_of(parser, "step")]
         config = Config(
             branch=check_ref(deploy["branch"]),
             keep=int(number(deploy, "keep", least=1)),
-            shared=tuple(inside(path) for path in deploy["shared"].split()),
+            shared=paths(deploy, "shared"),
             python=deploy["python"],
             health_timeout=number(deploy, "health_timeout"),
             service_timeout=number(deploy, "service_timeout"),
@@ -791,28 +788,41 @@ def parse_config(text: str, source: str) -> Config:
             roles={role.name: role for role in roles},
             sets_branch=own.has_option("deploy", "branch"),
         )
-        check_roles(config)
+        for step in config.steps:
+            for name in step.roles:
+                if name not in config.roles:
+                    raise UsageError(f"[step {step.name}]: roles = {name}: there is no [role {name}]")
         return config
-    except configparser.Error as error:
-        raise UsageError(f"{source}: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        raise UsageError(f"{source}: {error}") from None
+
+
+@contextlib.contextmanager
+def mistakes_in(place: object) -> Iterator[None]:
+    """Turn what is wrong with a place that a person wrote into a UsageError: one line, which names the place."""
+    try:
+        yield
+    except (UsageError, configparser.Error, ValueError) as error:
+        raise UsageError(f"{place}: {' '.join(str(error).split())}") from None
 
 
 def new_ini_parser() -> configparser.ConfigParser:
     return configparser.ConfigParser(
-        interpolation=None, delimiters=("=",), inline_comment_prefixes=(";",), default_section="\0"
+        interpolation=None, delimiters="=", inline_comment_prefixes=";", default_section="\0"
     )
 
 
 def check_sections(own: configparser.ConfigParser) -> None:
     for section in own.sections():
-        kind, _, name = section.partition(" ")
-        if kind not in KEYS or (kind == "deploy") == bool(name) or not re.fullmatch(r"[A-Za-z0-9_.-]*", name):
-            raise ValueError(f"unknown section [{section}]: use [deploy], [step NAME] or [role NAME]")
+        if not re.fullmatch(r"deploy|(step|role) [A-Za-z0-9_.-]+", section):
+            raise UsageError(f"unknown section [{section}]: use [deploy], [step NAME] or [role NAME]")
+        known = KEYS[section.partition(" ")[0]]
         for key in own[section]:
-            if key not in KEYS[kind]:
-                raise ValueError(f"[{section}]: unknown key {key!r}: use {', '.join(sorted(KEYS[kind]))}")
+            if key not in known:
+                raise UsageError(f"[{section}]: unknown key {key!r}: use {', '.join(sorted(known))}")
+
+
+def sections_of(parser: configparser.ConfigParser, kind: str) -> list[tuple[str, Mapping[str, str]]]:
+    """Name and content of each [kind NAME]."""
+    return [(name[len(kind) + 1 :], parser[name]) for name in parser.sections() if name.startswith(kind + " ")]
 
 
 def number(section: Mapping[str, str], key: str, least: float = 0.1) -> float:
@@ -821,70 +831,62 @@ def number(section: Mapping[str, str], key: str, least: float = 0.1) -> float:
     except ValueError:
         value = float("nan")
     if not least <= value <= 1e6:
-        raise ValueError(f"{key} = {section[key]}: not a number between {least:g} and 1000000")
+        raise UsageError(f"{key} = {section[key]}: not a number between {least:g} and 1000000")
     return value
 
 
-def inside(path: str) -> str:
-    """A path of deploy.ini, checked to stay inside the release."""
-    if path.startswith(("/", "-")) or ".." in path.split("/") or os.path.normpath(path) == ".":
-        raise ValueError(f"{path}: must be a path inside the repository")
-    return path
+def words(section: Mapping[str, str], key: str) -> tuple[str, ...]:
+    """The value as a shell would split it."""
+    with mistakes_in(f"{key} = {section.get(key)}"):
+        return tuple(shlex.split(section.get(key, "")))
+
+
+def paths(section: Mapping[str, str], key: str) -> tuple[str, ...]:
+    """The value as paths, checked to stay inside the release."""
+    found = tuple(section.get(key, "").split())
+    for path in found:
+        if path.startswith(("/", "-")) or ".." in path.split("/") or os.path.normpath(path) == ".":
+            raise UsageError(f"{path}: must be a path inside the repository")
+    return found
 
 
 def check_ref(name: str) -> str:
     """A branch name as git itself would accept it, and nothing that could be taken for an option."""
-    if (
-        not re.fullmatch(r"(?!-)[^\s~^:?*\[\\\x00-\x20\x7f]+", name)
-        or ".." in name
-        or name.endswith((".lock", "/", "."))
-    ):
-        raise ValueError(f"{name!r} is not a branch name")
+    if not re.fullmatch(r"(?!-)(?!.*\.\.)[^\s~^:?*\[\\\x00-\x20\x7f]+(?<!\.lock)(?<![/.])", name):
+        raise UsageError(f"{name!r} is not a branch name")
     return name
 
 
-def words(text: str, key: str) -> tuple[str, ...]:
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise ValueError(f"{key} = {text}: {error}") from None
-
-
-def parse_step(name: str, parser: configparser.ConfigParser) -> Step:
-    section = parser[f"step {name}"]
-    try:
+def parse_step(name: str, section: Mapping[str, str], deploy: Mapping[str, str]) -> Step:
+    with mistakes_in(f"[step {name}]"):
         return Step(
             name=name,
-            run=words(section.get("run", ""), "run"),
-            inputs=tuple(inside(path) for path in section.get("inputs", "").split()),
-            provides=tuple(inside(path).rstrip("/") for path in section.get("provides", "").split()),
-            when=tuple(inside(path) for path in section.get("when", "").split()),
+            run=words(section, "run"),
+            inputs=paths(section, "inputs"),
+            provides=tuple(path.rstrip("/") for path in paths(section, "provides")),
+            when=paths(section, "when"),
             roles=tuple(section.get("roles", "").split()),
             after=section.get("after", ""),
-            timeout=number(
-                section if "timeout" in section else parser["deploy"],
-                "timeout" if "timeout" in section else "step_timeout",
-            ),
+            timeout=number(section, "timeout") if "timeout" in section else number(deploy, "step_timeout"),
             keep_days=int(number(section, "keep_days", least=0)) if "keep_days" in section else 0,
         )
-    except ValueError as error:
-        raise ValueError(f"[step {name}]: {error}") from None
 
 
 def parse_role(name: str, section: Mapping[str, str]) -> Role:
-    role = Role(
-        name=name,
-        services=tuple(section.get("services", "").split()),
-        reload=tuple(section.get("reload", "").split()),
-        health=section.get("health", "").strip(),
-        check=words(section.get("check", ""), "check"),
-    )
-    for unit in role.services + role.reload:
-        if not re.fullmatch(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*\.(service|socket|timer|target)", unit):
-            raise ValueError(f"[role {name}]: {unit!r} is not a unit name such as gunicorn.service")
-    if role.health and not re.match(r"http://[^/]+(/|$)|http\+unix://(/[^:]+):/", role.health):
-        raise ValueError(f"[role {name}]: health = {role.health}: use http://HOST/PATH or http+unix:///SOCKET:/PATH")
-    return role
+    with mistakes_in(f"[role {name}]"):
+        role = Role(
+            name=name,
+            services=tuple(section.get("services", "").split()),
+            reload=tuple(section.get("reload", "").split()),
+            health=section.get("health", "").strip(),
+            check=words(section, "check"),
+        )
+        for unit in role.services + role.reload:
+            if not re.fullmatch(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*\.(service|socket|timer|target)", unit):
+                raise UsageError(f"{unit!r} is not a unit name such as gunicorn.service")
+        if role.health and not re.match(r"http://[^/]+(/|$)|http\+unix://(/[^:]+):/", role.health):
+            raise UsageError(f"health = {role.health}: use http://HOST/PATH or http+unix:///SOCKET:/PATH")
+        return role
 
 
 def in_order(steps: list[Step]) -> tuple[Step, ...]:
@@ -895,7 +897,7 @@ def in_order(steps: list[Step]) -> tuple[Step, ...]:
         names = [step.name for step in ordered]
         movable = [step for step in waiting if step.after in names]
         if not movable:
-            raise ValueError(f"[step {waiting[0].name}]: after = {waiting[0].after}: no such step before it")
+            raise UsageError(f"[step {waiting[0].name}]: after = {waiting[0].after}: no such step before it")
         for step in reversed(movable):
             ordered.insert(names.index(step.after) + 1, step)
             waiting.remove(step)
@@ -903,11 +905,8 @@ def in_order(steps: list[Step]) -> tuple[Step, ...]:
     return tuple(ordered)
 
 
-def check_roles(config: Config) -> None:
-    for step in config.steps:
-        for name in step.roles:
-            if name not in config.roles:
-                raise ValueError(f"[step {step.name}]: roles = {name}: there is no [role {name}]")
+MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify"), "")
+MACHINE_INI |= {"fetch_timeout": str(FETCH_TIMEOUT), "boot_timeout": str(BOOT_TIMEOUT)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -948,96 +947,82 @@ class Machine:
 def load_machine(options: argparse.Namespace) -> Machine:
     """Read machine.ini and check the root. Raises UsageError."""
     root = find_root(options.root)
-    parser = new_ini_parser()
     path = root / "machine.ini"
-    section: Mapping[str, str] = {}
-    try:
-        if path.exists():
-            parser.read_string(path.read_text(encoding="utf-8"))
-            known = {"name", "roles", "repo", "branch", "fetch_timeout", "boot_timeout", "verify"}
-            unknown = [name for name in parser.sections() if name != "machine"]
-            section = parser["machine"] if parser.has_section("machine") else {}
-            if unknown or not section or set(section) - known:
-                wrong = unknown[:1] or sorted(set(section) - known)[:1] or ["no [machine] section"]
-                raise ValueError(f"{wrong[0]}: expected [machine] with {', '.join(sorted(known))}")
-        branch = options.branch or section.get("branch", "")
+    with mistakes_in(path if path.exists() else root):
+        own = read_machine_ini(path) if path.exists() else {}
+        section = {**MACHINE_INI, **own}
+        branch = options.branch or section["branch"]
+        if section["verify"] not in ("", "signatures"):  # anything else must not be taken for "no"
+            raise UsageError(f"verify = {section['verify']}: the only way to verify is `signatures`")
         return Machine(
             root=root,
-            name=section.get("name", "") or socket.gethostname().partition(".")[0],
-            roles=tuple(dict.fromkeys(options.role or section.get("roles", "").split())),
-            repo=check_url(options.repo or section.get("repo", "")),
+            name=section["name"] or socket.gethostname().partition(".")[0],
+            roles=tuple(dict.fromkeys(options.role or section["roles"].split())),
+            repo=check_url(options.repo or section["repo"]),
             branch=check_ref(branch) if branch else "",
-            fetch_timeout=options.fetch_timeout
-            or number({**section, "fetch_timeout": section.get("fetch_timeout", str(FETCH_TIMEOUT))}, "fetch_timeout"),
-            boot_timeout=number(
-                {**section, "boot_timeout": section.get("boot_timeout", str(BOOT_TIMEOUT))}, "boot_timeout"
-            ),
-            verify=check_verify(section.get("verify", "")),
-            is_set_up=bool(section),
+            fetch_timeout=options.fetch_timeout or number(section, "fetch_timeout"),
+            boot_timeout=number(section, "boot_timeout"),
+            verify=bool(section["verify"]),
+            is_set_up=bool(own),
         )
-    except (configparser.Error, ValueError) as error:
-        raise UsageError(f"{path if section else root}: {' '.join(str(error).split())}") from None
+
+
+def read_machine_ini(path: Path) -> dict[str, str]:
+    parser = new_ini_parser()
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise UsageError(str(error.strerror)) from None
+    section = dict(parser["machine"]) if parser.has_section("machine") else {}
+    wrong = [name for name in parser.sections() if name != "machine"] + sorted(set(section) - set(MACHINE_INI))
+    if wrong or not section:
+        wrong += ["no [machine] section"]
+        raise UsageError(f"{wrong[0]}: expected [machine] with {', '.join(sorted(MACHINE_INI))}")
+    return section
 
 
 def check_url(url: str) -> str:
     if url.startswith("-") or any(ord(char) < 33 for char in url):
-        raise ValueError(f"repository {url!r}: not an address that git could fetch from")
+        raise UsageError(f"repository {url!r}: not an address that git could fetch from")
     if re.match(r"https?://[^/@]*:[^/@]*@", url):
-        raise ValueError("the repository's address holds a password, which logs and `ps` would show: use a deploy key")
+        raise UsageError("the repository's address holds a password, which logs and `ps` would show: use a deploy key")
     return url
-
-
-def check_verify(value: str) -> bool:
-    # anything else must not be taken for "no"
-    if value not in ("", "signatures"):
-        raise ValueError(f"verify = {value}: the only way to verify is `signatures`")
-    return bool(value)
 
 
 def find_root(given: str | None) -> Path:
     """The root, as --root, $DEPLOY_ROOT or this script's place says; it must be ours."""
     script = Path(__file__).resolve()
-    default = (
-        script.parent.parent
-        if script.parent.name == "bin" and (script.parent.parent / "machine.ini").exists()
-        else Path("/srv/app")
-    )
+    is_installed = script.parent.name == "bin" and (script.parents[1] / "machine.ini").exists()
+    default = script.parents[1] if is_installed else "/srv/app"
     root = Path(given or os.environ.get("DEPLOY_ROOT") or default).absolute()
-    if not root.is_dir():
-        raise UsageError(
-            f"{root}: no such directory; name another with --root, or prepare the machine with setup_machine.py"
-        )
-    owner = root.stat().st_uid
-    if os.geteuid() == 0 and owner != 0:
-        # its owner can change whatever would run here, this file first of all
-        raise UsageError(f"{root}: root must not run what another user can write; use: sudo -u {user_name(owner)} ...")
-    try:
-        entries = {path.name for path in root.iterdir()}
-    except PermissionError:
-        raise UsageError(
-            f"{root}: may not be read by this user; run as its owner: sudo -u {user_name(owner)} ..."
-        ) from None
-    if entries and not entries & {"machine.ini", "state"}:
-        raise UsageError(
-            f"{root}: is neither empty nor a root of deploy_machine.py (no machine.ini); name another with --root"
-        )
+    another = "name another with --root"
+    with mistakes_in(root):
+        if not root.is_dir():
+            raise UsageError(f"no such directory; {another}, or prepare the machine with setup_machine.py")
+        sudo = f"sudo -u {owner_of(root)} ..."
+        if os.geteuid() == 0 and root.stat().st_uid != 0:
+            # its owner can change whatever would run here, this file first of all
+            raise UsageError(f"root must not run what another user can write; use: {sudo}")
+        try:
+            entries = {path.name for path in root.iterdir()}
+        except PermissionError:
+            raise UsageError(f"may not be read by this user; run as its owner: {sudo}") from None
+        if entries and not entries & {"machine.ini", "state"}:
+            raise UsageError(f"is neither empty nor a root of deploy_machine.py (no machine.ini); {another}")
     return root
 
 
 def must_own(machine: Machine) -> None:
-    owner = machine.root.stat().st_uid
-    if owner != os.geteuid():
-        name = user_name(owner)
-        raise UsageError(f"{machine.root}: belongs to {name}; run this as that user: sudo -u {name} ...")
+    if machine.root.stat().st_uid != os.geteuid():
+        owner = owner_of(machine.root)
+        raise UsageError(f"{machine.root}: belongs to {owner}; run this as that user: sudo -u {owner} ...")
 
 
-def user_name(uid: int) -> str:
+def owner_of(path: Path) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
+        return path.owner()
     except KeyError:
-        return f"#{uid}"
+        return f"#{path.stat().st_uid}"
 
 
 # --- state and history --------------------------------------------------------------------------
@@ -3108,7 +3093,7 @@ def commit_id(text: str) -> str:
 def positive(text: str) -> float:
     try:
         return number({"seconds": text}, "seconds")
-    except ValueError as error:
+    except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
