@@ -1952,13 +1952,16 @@ def foreign_units(config: Config, roles: Sequence[Role]) -> list[str]:
     return others + [unit[:-8] + ".socket" for unit in others if unit.endswith(".service")]
 
 
-def bring_services(config: Config, roles: Sequence[Role], since: float, restart: bool) -> list[dict[str, str]]:
+def bring_services(machine: Machine, config: Config, since: float, restart: bool) -> list[dict[str, str]]:
     """Bring all units to where they belong; return what was done with each, and its state.
 
     Stops units of other machines' roles, starts what does not run, and with `restart` restarts
-    what became active before `since` (monotonic seconds) and reloads the rest.
+    what became active before `since` (monotonic seconds) and reloads the rest. Without machine.ini
+    it touches nothing.
     """
-    timeout = config.service_timeout
+    roles, timeout = machine_roles(machine, config), config.service_timeout
+    if not machine.is_set_up:
+        return []
     services, reloads, foreign = services_of(roles), reloads_of(roles), foreign_units(config, roles)
     states = unit_states(services + reloads + foreign)
     for unit in services + reloads:
@@ -1995,12 +1998,7 @@ def bring_service(unit: str, state: UnitState, since: float, restart: bool, time
     stuck = restart and state["ActiveState"] == "activating"
     old = restart and running and started(state) < since
     verb = "restart" if crashed or stuck or old else "start"
-    if verb == "start" and running:
-        return "none"
-    if state["ActiveState"] == "failed" or state["NRestarts"] not in ("", "0"):
-        systemctl(["reset-failed"], unit, timeout)  # else a crash loop's start limit refuses the start
-    systemctl([verb], unit, timeout)
-    return verb + "ed"
+    return "none" if verb == "start" and running else start(verb, unit, state, timeout)
 
 
 def reload_unit(unit: str, state: UnitState, wanted: bool, timeout: float) -> str:
@@ -2013,10 +2011,14 @@ def reload_unit(unit: str, state: UnitState, wanted: bool, timeout: float) -> st
     if running:
         systemctl(["reload"], unit, timeout)
         return "reloaded"
-    if state["ActiveState"] == "failed":
-        systemctl(["reset-failed"], unit, timeout)
-    systemctl(["start"], unit, timeout)
-    return "started"
+    return start("start", unit, state, timeout)
+
+
+def start(verb: str, unit: str, state: UnitState, timeout: float) -> str:
+    if state["ActiveState"] == "failed" or state["NRestarts"] not in ("", "0"):
+        systemctl(["reset-failed"], unit, timeout)  # else a crash loop's start limit refuses the start
+    systemctl([verb], unit, timeout)
+    return verb + "ed"
 
 
 def started(state: UnitState) -> float:
@@ -2093,8 +2095,7 @@ def confirm(machine: Machine, config: Config, release: Release, since: float) ->
     since: services must have become active after this monotonic second.
     """
     roles = machine_roles(machine, config)
-    services = services_of(roles) if machine.is_set_up else []
-    reloads = reloads_of(roles) if machine.is_set_up else []
+    services, reloads = (services_of(roles), reloads_of(roles)) if machine.is_set_up else ([], [])
     stay = STAYS_ACTIVE if any(role.services and not (role.health or role.check) for role in roles) else STAYS_HEALTHY
     stay = stay if services else 0.0
     deadline = time.monotonic() + config.health_timeout
@@ -2624,12 +2625,15 @@ def settle_current(attempt: Attempt) -> Result | None:
         log(f"{short(current.commit)} was switched to but not confirmed: an earlier deploy was interrupted")
         return switch_and_confirm(attempt, config, current, good_release_before(machine, current))
     try:
-        if machine.is_set_up:
-            attempt.services = bring_services(config, roles, 0.0, restart=False)
+        attempt.services = bring_services(machine, config, 0.0, restart=False)
         if any(service["action"] != "none" for service in attempt.services) or attempt.trigger == "boot":
             confirm(machine, config, current, 0.0)
         elif probe(machine, roles, current, 10.0):
-            restart_current(attempt, config, roles, current)
+            # it was good and answers no more: one restart, as a person would try first
+            log.warning(f"{short(current.commit)} runs but is not healthy: restarting its services")
+            since = time.monotonic()
+            attempt.services = bring_services(machine, config, since, restart=True)
+            confirm(machine, config, current, since)
         attempt.healthy = True
     except (Unhealthy, CommandError) as error:
         attempt.healthy = False
@@ -2642,15 +2646,6 @@ def was_left_switching(attempt: Attempt, current: Release) -> bool:
     left = attempt.interrupted
     switching = left.get("stage") in ("switching", "services", "confirming", "going back")
     return switching and not left["started"] < str(current.meta.get("confirmed"))
-
-
-def restart_current(attempt: Attempt, config: Config, roles: Sequence[Role], current: Release) -> None:
-    """A release that was good and answers no more: one restart, as a person would try first."""
-    since = time.monotonic()
-    log.warning(f"{short(current.commit)} runs but is not healthy: restarting its services")
-    if attempt.machine.is_set_up:
-        attempt.services = bring_services(config, roles, since, restart=True)
-    confirm(attempt.machine, config, current, since if attempt.machine.is_set_up else 0.0)
 
 
 def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | None) -> Release:
@@ -2782,17 +2777,13 @@ def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good:
 def activate(attempt: Attempt, config: Config, release: Release, since: float) -> None:
     """Bring the services of this machine's roles to the release and confirm it."""
     machine = attempt.machine
-    roles = machine_roles(machine, config)
-    if machine.is_set_up:
-        attempt.services = bring_services(config, roles, since, restart=True)
-        attempt.stage("confirming")
-        confirm(machine, config, release, since)
-        for service in attempt.services:  # else confirm() would not have returned
-            service["state"] = "inactive" if service["action"] == "stopped" else "active"
-    else:
-        if services_of(roles):
-            log(f"no machine.ini in {machine.root}: services are left alone")
-        confirm(machine, config, release, 0.0)
+    if not machine.is_set_up and services_of(machine_roles(machine, config)):
+        log(f"no machine.ini in {machine.root}: services are left alone")
+    attempt.services = bring_services(machine, config, since, restart=True)
+    attempt.stage("confirming")
+    confirm(machine, config, release, since)
+    for service in attempt.services:  # else confirm() would not have returned
+        service["state"] = "inactive" if service["action"] == "stopped" else "active"
     attempt.healthy = True
 
 
