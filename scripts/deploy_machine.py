@@ -1458,17 +1458,21 @@ def good_release_before(machine: Machine, release: Release | None) -> Release | 
     return good[-1] if good else None
 
 
-def new_release(machine: Machine, commit: str) -> Release:
-    """An empty directory for a release of the commit; names sort by time."""
+def new_directory(parent: Path, before: str, behind: str, later_than: str = "") -> Path:
+    """Make an empty directory that has its time in its name: the present one, or the next that is free."""
     seconds = time.time()
     while True:
-        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds)) + "-" + commit[:12]
-        newest = max((path.name for path in machine.releases.iterdir()), default="")
-        if name > newest:
-            path = machine.releases / name
+        path = parent / (before + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds)) + behind)
+        if path.name > later_than and not path.exists():
             path.mkdir(mode=0o755)
-            return Release(path)
+            return path
         seconds += 1
+
+
+def new_release(machine: Machine, commit: str) -> Release:
+    """An empty directory for a release of the commit; names sort by time, whatever the clock does."""
+    newest = max((path.name for path in machine.releases.iterdir()), default="")
+    return Release(new_directory(machine.releases, "", f"-{commit[:12]}", later_than=newest))
 
 
 def switch(machine: Machine, release: Release) -> None:
@@ -1479,26 +1483,14 @@ def switch(machine: Machine, release: Release) -> None:
     sync_directory(machine.root)
 
 
-def kept(machine: Machine, step: Step, key: str) -> Path | None:
-    """The complete environment that holds what this step makes of the inputs with this key."""
-    found = sorted(path for path in machine.envs.glob(f"{step.name}-{key}-*") if read_json(path / ".complete"))
-    return found[-1] if found else None
-
-
-def newest_first(machine: Machine, step: Step) -> list[Path]:
-    """Every environment of the step, the last one made first (names end with the time)."""
-    return sorted(machine.envs.glob(f"{step.name}-*"), key=lambda path: path.name[-16:], reverse=True)
-
-
 def new_environment(machine: Machine, step: Step, key: str) -> Path:
-    seconds = time.time()
-    while True:
-        path = machine.envs / f"{step.name}-{key}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(seconds))}"
-        try:
-            path.mkdir(mode=0o755)
-            return path
-        except FileExistsError:
-            seconds += 1
+    return new_directory(machine.envs, f"{step.name}-{key}-", "")
+
+
+def environments(machine: Machine, step: Step, key: str = "?" * 12) -> dict[Path, dict[str, Any]]:
+    """The complete environments of the step (of inputs with this key) with their marks, the last one made first."""
+    found = sorted(machine.envs.glob(f"{step.name}-{key}-*"), key=lambda path: path.name[-16:], reverse=True)
+    return {path: mark for path in found if (mark := read_json(path / ".complete"))}
 
 
 def mark_complete(environment: Path, fingerprint: Mapping[str, str], free_before: int) -> None:
@@ -1692,7 +1684,8 @@ def python_version(python: str) -> str:
 
 def decide_step(machine: Machine, step: Step, fingerprint: dict[str, str], state: State, full: bool) -> Decision:
     key = hashlib.sha256(json.dumps([step.provides, fingerprint], sort_keys=True).encode()).hexdigest()[:12]
-    environment = kept(machine, step, key) if step.provides and fingerprint and not full else None
+    kept = environments(machine, step, key) if step.provides and fingerprint and not full else {}
+    environment = next(iter(kept), None)
     why = reason_to_run(step, fingerprint, state.steps.get(step.name), full)
     if environment:
         inputs = ", ".join(name for name in fingerprint if " " not in name)
@@ -1860,9 +1853,8 @@ def fill_venv(machine: Machine, release: Release, commit: Commit, decision: Deci
 
 def nearest_venv(machine: Machine, decision: Decision) -> Path | None:
     """The newest kept environment of this step for the same interpreter."""
-    for path in newest_first(machine, decision.step):
-        marker = read_json(path / ".complete")
-        if marker and marker["fingerprint"].get("python version") == decision.fingerprint["python version"]:
+    for path, mark in environments(machine, decision.step).items():
+        if mark["fingerprint"].get("python version") == decision.fingerprint["python version"]:
             return path / ".venv"
     return None
 
@@ -2680,8 +2672,8 @@ def check_space(machine: Machine, current: Release | None, decisions: Sequence[D
     sizes = {"the checkout": int(current.meta.get("bytes", 0)) if current else 0}
     for decision in decisions:
         if decision.needed and decision.step.provides:
-            newest = [read_json(path / ".complete") or {} for path in newest_first(machine, decision.step)[:1]]
-            sizes[decision.step.name] = sum(int(marker.get("bytes", 0)) for marker in newest)
+            mark: dict[str, Any] = next(iter(environments(machine, decision.step).values()), {})
+            sizes[decision.step.name] = int(mark.get("bytes", 0))
     free, needed = free_bytes(machine.root), sum(sizes.values())
     if needed > free:
         parts = ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items() if size)
