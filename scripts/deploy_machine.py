@@ -59,7 +59,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Generic, NoReturn, TypeVar
 
@@ -70,6 +69,7 @@ EXIT_USAGE = 2
 EXIT_CODES = dict.fromkeys(("deployed", "unchanged", "superseded", "rolled_back_on_request"), 0)
 EXIT_CODES |= {"failed": 10, "rolled_back": 11, "broken": 12, "unreachable": 75, "busy": 75}
 
+USER_AGENT = f"deploy-machine/{VERSION}"
 SCRIPT_IN_REPOSITORY = "scripts/deploy_machine.py"
 SYSTEMCTL = "/usr/bin/systemctl"  # absolute: sudo grants exactly these calls and no others
 NGINX = "/usr/sbin/nginx"
@@ -572,9 +572,12 @@ class Background(threading.Thread, Generic[T]):
 # --- files ------------------------------------------------------------------------------------
 
 
+TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
 def now() -> str:
     """The present time in UTC, to the second, as in 2026-01-02T03:04:05Z."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time.strftime(TIME, time.gmtime())
 
 
 def write_file(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
@@ -1102,10 +1105,9 @@ def is_result(value: Any) -> bool:
     """Whether a value is a result as make_result() writes it, as far as it is shown."""
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         return False
-    texts = all(isinstance(value.get(key), str) for key in ("started", "trigger", "outcome", "message"))
-    return (
-        texts and isinstance(value.get("commit"), (str, type(None))) and isinstance(value.get("seconds"), (int, float))
-    )
+    types: dict[str, Any] = dict.fromkeys(("started", "trigger", "outcome", "message"), str)
+    types |= {"commit": (str, type(None)), "seconds": (int, float)}
+    return all(isinstance(value.get(key), kind) for key, kind in types.items())
 
 
 # --- lock ---------------------------------------------------------------------------------------
@@ -1138,14 +1140,12 @@ def hold_lock(machine: Machine, options: argparse.Namespace, while_waiting: Call
     Waits at most --lock-timeout seconds, saying for whom; then raises Busy. `while_waiting` is
     called with the stage that the holder has reached.
     """
-    inherited = os.environ.pop("DEPLOY_LOCK_FD", "")
-    path = machine.state / "lock"
-    if inherited and os.path.sameopenfile(int(inherited), (probe := os.open(path, os.O_RDWR | os.O_CREAT, 0o640))):
-        descriptor = int(inherited)
-        os.close(probe)
-    else:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    os.set_inheritable(descriptor, False)
+    descriptor = os.open(machine.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    inherited = int(os.environ.pop("DEPLOY_LOCK_FD", "-1"))
+    if inherited >= 0 and os.path.sameopenfile(inherited, descriptor):  # hand_over() led here
+        os.close(descriptor)
+        descriptor = inherited
+        os.set_inheritable(descriptor, False)
     try:
         wait_for_lock(descriptor, machine, options.lock_timeout, while_waiting)
         yield descriptor
@@ -1319,13 +1319,8 @@ class Mirror:
             run([*common, "-c", "checkout.workers=0", "read-tree", "--reset", "-u", commit.id], env=env, timeout=600)
             if any(entry.kind == "commit" for entry in commit.tree.values()):
                 self.git("config", "remote.origin.url", self.url)  # relative submodule addresses start here
-                run(
-                    [*common, "submodule", "--quiet", "update", "--init", "--force", "--recursive"],
-                    env=env,
-                    cwd=destination,
-                    timeout=600,
-                    live=True,
-                )
+                update = [*common, "submodule", "--quiet", "update", "--init", "--force", "--recursive"]
+                run(update, env=env, cwd=destination, timeout=600, live=True)
         except CommandError as error:
             # git says neither why it could not write a file, nor does it leave what it wrote of it
             unwritten = "unable to write file" in error.detail and free_bytes(destination) < self.size(commit.id)
@@ -1340,19 +1335,21 @@ class Mirror:
         attributes = [path for path in tree if path.rpartition("/")[2] == ".gitattributes"]
         if not any("filter=lfs" in self.read(tree[path].oid) for path in attributes):
             return []
-        if not shutil.which("git-lfs", path=base_environment()["PATH"]):
-            raise DeployError(
-                "the repository keeps files in Git LFS but git-lfs is not installed here: apt install git-lfs"
-            )
+        if not is_installed("git-lfs"):
+            missing = "git-lfs is not installed here: apt install git-lfs"
+            raise DeployError(f"the repository keeps files in Git LFS but {missing}")
         self.git("config", "remote.origin.url", self.url)
-        return [
-            "-c",
-            "filter.lfs.process=git-lfs filter-process",
-            "-c",
-            "filter.lfs.required=true",
-            "-c",
-            "filter.lfs.smudge=git-lfs smudge -- %f",
-        ]
+        lfs = {"process": "git-lfs filter-process", "required": "true", "smudge": "git-lfs smudge -- %f"}
+        return git_options({f"filter.lfs.{key}": value for key, value in lfs.items()})
+
+
+def git_options(settings: Mapping[str, str]) -> list[str]:
+    """The options of one git command that has these settings."""
+    return [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+
+
+def is_installed(program: str) -> bool:
+    return bool(shutil.which(program, path=base_environment()["PATH"]))
 
 
 def git_version() -> list[int]:
@@ -1370,7 +1367,7 @@ def verify_signature(machine: Machine, mirror: Mirror, commit: str) -> None:
         return
     if not signers.is_file() or not signers.stat().st_size:
         raise DeployError(f"verify = signatures, but {signers} is missing or empty: setup_machine.py --allowed-signers")
-    if git_version() < [2, 34] or not shutil.which("ssh-keygen", path=base_environment()["PATH"]):
+    if git_version() < [2, 34] or not is_installed("ssh-keygen"):
         raise DeployError("verify = signatures needs git 2.34 or newer, and ssh-keygen")
     settings = {
         "gpg.format": "ssh",
@@ -1379,25 +1376,21 @@ def verify_signature(machine: Machine, mirror: Mirror, commit: str) -> None:
         "gpg.program": "false",  # the keyring of this user is not asked
         "gpg.x509.program": "false",
     }
-    options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
-    # G: good, and by a key that is in the file; U: good, by some other key; N: none
-    told = mirror.git(*options, "log", "-1", "--no-show-signature", "--format=%G?%n%GS%n%GK", commit).out.split("\n")
+    query = ["log", "-1", "--no-show-signature", "--format=%G?%n%GS%n%GK", commit]
+    told = mirror.git(*git_options(settings), *query).out.split("\n")
     status, signer, key = (line.strip() for line in [*told, "", "", ""][:3])
-    if status != "G":
-        by = f"is signed by {key}, which is not valid in {signers}" if status == "U" else "is not signed"
-        by = "has a signature that is not good" if status not in ("U", "N") else by
-        raise DeployError(f"{short(commit)} {by}; nothing of it was run")
+    if status != "G":  # good, and by a key that is in the file
+        other_key = f"is signed by {key}, which is not valid in {signers}"
+        wrong = {"N": "is not signed", "U": other_key}.get(status, "has a signature that is not good")
+        raise DeployError(f"{short(commit)} {wrong}; nothing of it was run")
     log(f"{short(commit)} is signed by {signer} ({key})")
 
 
 def reason_of(stderr: str) -> str:
     """The line of git's or ssh's complaint that says most."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = [
-        line
-        for line in lines
-        if not line.startswith(("fatal: Could not read from remote", "Please make sure", "and the repository exists"))
-    ]
+    general = ("fatal: Could not read from remote", "Please make sure", "and the repository exists")
+    telling = [line for line in lines if not line.startswith(general)]
     return (telling or lines or ["git said nothing"])[-1]
 
 
@@ -1519,10 +1512,8 @@ def clean_up(machine: Machine) -> dict[str, Any]:
     if "DEPLOY_TAKEN_OVER" in os.environ and interrupted.get("pid") == os.getpid():
         return dict(interrupted.get("interrupted") or {})  # this very deploy: hand_over() led here
     if interrupted:
-        log.warning(
-            f"an earlier deploy ({interrupted.get('trigger')}, {interrupted.get('started')}) was interrupted"
-            f" at: {interrupted.get('stage', 'start')}; cleaning up"
-        )
+        who, stage = f"{interrupted.get('trigger')}, {interrupted.get('started')}", interrupted.get("stage", "start")
+        log.warning(f"an earlier deploy ({who}) was interrupted at: {stage}; cleaning up")
         end_leftovers(run_id(interrupted))
     current = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
     for path in machine.releases.iterdir():
@@ -1629,12 +1620,12 @@ def pattern_to_regex(pattern: str) -> re.Pattern[str]:
     """`*` and `?` stay within one directory, `**/` stands for any number of them, `[ab]` as in sh."""
     regex = ""
     for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", pattern):
-        translated = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token)
-        if translated is None:
-            translated = (
-                "[" + re.sub(r"^!", "^", token[1:-1]).replace("\\", r"\\") + "]" if len(token) > 1 else re.escape(token)
-            )
-        regex += translated
+        if token in ("**/", "**", "*", "?"):
+            regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}[token]
+        elif len(token) > 1:
+            regex += "[" + re.sub(r"^!", "^", token[1:-1]).replace("\\", r"\\") + "]"
+        else:
+            regex += re.escape(token)
     return re.compile(regex)
 
 
@@ -1904,9 +1895,8 @@ def machine_roles(machine: Machine, config: Config) -> list[Role]:
     """This machine's roles. Raises UsageError for one that deploy.ini does not know."""
     for name in machine.roles:
         if name not in config.roles:
-            raise UsageError(
-                f"unknown role {name!r}: deploy.ini and the defaults have {', '.join(sorted(config.roles))}"
-            )
+            known = ", ".join(sorted(config.roles))
+            raise UsageError(f"unknown role {name!r}: deploy.ini and the defaults have {known}")
     if not machine.roles:
         raise UsageError("this machine has no role: name one with --role, or in machine.ini")
     return [config.roles[name] for name in machine.roles]
@@ -2035,9 +2025,8 @@ def http_status(url: str, timeout: float) -> tuple[int, str]:
         host, slash, path = url[len("http://") :].partition("/")
         connection, path = http.client.HTTPConnection(host, timeout=timeout), slash + path
     with contextlib.closing(connection):
-        connection.request(
-            "GET", path or "/", headers={"User-Agent": f"deploy-machine/{VERSION}", "Connection": "close"}
-        )
+        headers = {"User-Agent": USER_AGENT, "Connection": "close"}
+        connection.request("GET", path or "/", headers=headers)
         try:
             response = connection.getresponse()
             return response.status, response.read(500).decode("utf-8", "replace")
@@ -2056,13 +2045,9 @@ def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: fl
             if status != 200:
                 return f"{role.health} answers {status}" + (f": {' '.join(body.split())[:200]}" if body.strip() else "")
         if role.check:
+            env = step_environment(machine, release, release.commit)
             try:
-                run(
-                    role.check,
-                    cwd=release.path,
-                    env=step_environment(machine, release, release.commit),
-                    timeout=min(timeout, 60.0),
-                )
+                run(role.check, cwd=release.path, env=env, timeout=min(timeout, 60.0))
             except CommandError as error:
                 return f"check of role {role.name} failed: {error}{last_words(error)}"
     return ""
@@ -2257,7 +2242,7 @@ def tell_team(machine: Machine, result: Result) -> None:
         if not url:
             return
         body = json.dumps({"text": boot_message(machine, result), "results": [result]}).encode()
-        headers = {"Content-Type": "application/json", "User-Agent": f"deploy-machine/{VERSION}"}
+        headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT}
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10):
             log("the webhook was told")
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -2350,7 +2335,8 @@ def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
     if is_disk_full(error):
         message += f"; {attempt.machine.root} has {megabytes(free_bytes(attempt.machine.root))} free"
     if outcome != "broken":
-        message += still_runs(attempt)
+        current = current_release(attempt.machine)
+        message += f"; {short(current.commit)} still runs" if current else "; nothing is deployed here yet"
     return make_result(attempt, outcome, message, detail)
 
 
@@ -2363,11 +2349,6 @@ def with_warnings(attempt: Attempt, result: Result) -> Result:
     if warning:
         log.warning(warning)
     return {**result, "warnings": [warning]} if warning else result
-
-
-def still_runs(attempt: Attempt) -> str:
-    current = current_release(attempt.machine)
-    return f"; {short(current.commit)} still runs" if current else "; nothing is deployed here yet"
 
 
 def short(commit: str | None) -> str:
@@ -2463,9 +2444,8 @@ def load_commit(mirror: Mirror, commit: str, tree: Tree) -> Commit:
     pyproject = mirror.read(tree["pyproject.toml"].oid) if "pyproject.toml" in tree else ""
     text = mirror.read(tree["deploy.ini"].oid) if "deploy.ini" in tree else ""
     if ".release.json" in tree:  # a release that a power cut left half made would look whole
-        raise DeployError(
-            f"{short(commit)} has a file .release.json in its root, which is this script's own: remove it"
-        )
+        own = "which is this script's own: remove it"
+        raise DeployError(f"{short(commit)} has a file .release.json in its root, {own}")
     try:
         config = parse_config(text, f"deploy.ini of {short(commit)}")
     except UsageError as error:
@@ -2474,9 +2454,9 @@ def load_commit(mirror: Mirror, commit: str, tree: Tree) -> Commit:
 
 
 def config_of_release(release: Release | None) -> Config:
-    path = release.path / "deploy.ini" if release else None
-    text = path.read_text(encoding="utf-8", errors="replace") if path and path.exists() else ""
-    return parse_config(text, str(path or "defaults"))
+    path = release.path / "deploy.ini" if release else Path("defaults")
+    text = path.read_text(encoding="utf-8", errors="replace") if release and path.exists() else ""
+    return parse_config(text, str(path))
 
 
 def fetch_until(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
@@ -2934,9 +2914,8 @@ def choose_release(machine: Machine, current: Release | None, wanted: str | None
         if not found:
             raise UsageError("there is no good release before the current one")
         return found
-    matches = [
-        r for r in good if r.name == wanted or (re.fullmatch("[0-9a-f]{4,40}", wanted) and r.commit.startswith(wanted))
-    ]
+    start = wanted if re.fullmatch("[0-9a-f]{4,40}", wanted) else "no commit"
+    matches = [release for release in good if release.name == wanted or release.commit.startswith(start)]
     if not matches or len({release.commit for release in matches}) > 1:
         names = ", ".join(release.name for release in good) or "none"
         raise UsageError(f"{wanted}: {'ambiguous' if matches else 'no such release is kept'}; good releases: {names}")
@@ -2965,11 +2944,7 @@ def status(machine: Machine, options: argparse.Namespace) -> Result:
     except (DeployError, OSError) as error:
         services, problem = [], str(error)
     healthy = not problem if current else None
-    since = (
-        datetime.fromtimestamp(os.lstat(machine.current).st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        if current
-        else None
-    )
+    since = time.strftime(TIME, time.gmtime(os.lstat(machine.current).st_mtime)) if current else None
     history = read_history(machine)
     return {
         "schema": SCHEMA,
@@ -3007,10 +2982,11 @@ def lock_is_held(machine: Machine) -> bool:
 
 def ago(timestamp: str | None) -> str:
     """`3 h ago` for a time as now() writes it."""
+    import calendar  # noqa: PLC0415 - takes a while, and only `status` needs it
+
     if not timestamp:
         return "never"
-    then = datetime.strptime(timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-    seconds = max(0.0, (datetime.now(timezone.utc) - then).total_seconds())
+    seconds = max(0.0, time.time() - calendar.timegm(time.strptime(timestamp, TIME)))
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"
