@@ -50,7 +50,6 @@ import os
 import pwd
 import re
 import select
-import selectors
 import shlex
 import shutil
 import signal
@@ -348,10 +347,6 @@ class Log:
     def warning(self, message: str) -> None:
         self(message, Log.WARNING)
 
-    def output(self, line: str) -> None:
-        """One line that a command printed."""
-        self(f"    {line}")
-
 
 def write_all(descriptor: int, text: str) -> None:
     """Write to a pipe or terminal. Raises OSError also when it takes nothing for STALL_TIMEOUT seconds."""
@@ -455,7 +450,6 @@ def run(
     try:
         out, err = collect_output(process, time.monotonic() + timeout, shown if live else "")
         if process.poll() is None:
-            end_group(process)
             raise CommandError(f"{shown} took longer than {timeout:g} s and was ended", tail(out + err))
     except BaseException:
         end_group(process)
@@ -483,36 +477,28 @@ def collect_output(process: subprocess.Popen[bytes], deadline: float, live: str)
     live: the command as people see it, if its output is to be printed as it comes.
     """
     assert process.stdout
-    began = time.monotonic()
-    buffers: dict[Any, bytearray] = {process.stdout: bytearray()}
-    if process.stderr:
-        buffers[process.stderr] = bytearray()
-    printed = 0
-    with selectors.DefaultSelector() as selector:
-        for stream in buffers:
-            selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            ready = selector.select(min(left, 0.5))
-            if not ready and process.poll() is not None:
-                break  # a background process that it left holds the pipe open
-            for key, _ in ready:
-                data = os.read(key.fd, 65536)
-                if not data:
-                    selector.unregister(key.fileobj)
-                buffers[key.fileobj] += data
-            if live:
-                printed = print_lines(buffers[process.stdout], printed, last=not selector.get_map())
-                if time.monotonic() - began >= 1:
-                    show_progress(f"{live} ({time.monotonic() - began:.0f} s)")
+    began, printed = time.monotonic(), 0
+    buffers = {pipe: bytearray() for pipe in (process.stdout, process.stderr) if pipe}
+    waiting = list(buffers)
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        ready = select.select(waiting, [], [], min(left, 0.5))[0]
+        if not ready and process.poll() is not None:
+            break  # a background process that it left holds the pipe open
+        for pipe in ready:
+            data = os.read(pipe.fileno(), 65536)
+            if not data:
+                waiting.remove(pipe)
+            buffers[pipe] += data
+        if live:
+            printed = print_lines(buffers[process.stdout], printed, last=not waiting)
+            if time.monotonic() - began >= 1:
+                show_progress(f"{live} ({time.monotonic() - began:.0f} s)")
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(0.0, deadline - time.monotonic()))
-    for stream in buffers:
-        stream.close()
-    texts = [bytes(buffer).decode("utf-8", "replace") for buffer in buffers.values()]
-    return texts[0], texts[1] if len(texts) > 1 else ""
+    for pipe in buffers:
+        pipe.close()
+    out, err = [buffer.decode("utf-8", "replace") for buffer in [*buffers.values(), bytearray()][:2]]
+    return out, err
 
 
 def print_lines(buffer: bytearray, start: int, last: bool) -> int:
@@ -521,7 +507,7 @@ def print_lines(buffer: bytearray, start: int, last: bool) -> int:
     if end > start:
         for line in bytes(buffer[start:end]).decode("utf-8", "replace").splitlines():
             if line.strip():
-                log.output(line.rstrip())
+                log(f"    {line.rstrip()}")
     return max(start, end)
 
 
@@ -894,17 +880,14 @@ def parse_role(name: str, section: Mapping[str, str]) -> Role:
 
 def in_order(steps: list[Step]) -> tuple[Step, ...]:
     """The steps in the order of their sections, those with `after` right behind the one they name."""
-    ordered = [step for step in steps if not step.after]
-    waiting = [step for step in steps if step.after]
-    while waiting:
-        names = [step.name for step in ordered]
-        movable = [step for step in waiting if step.after in names]
-        if not movable:
-            raise UsageError(f"[step {waiting[0].name}]: after = {waiting[0].after}: no such step before it")
-        for step in reversed(movable):
-            ordered.insert(names.index(step.after) + 1, step)
-            waiting.remove(step)
-            names = [step.name for step in ordered]
+    ordered: list[Step] = []
+    ahead = [step for step in reversed(steps) if not step.after]
+    while ahead:
+        ordered.append(ahead.pop())
+        ahead += [step for step in reversed(steps) if step.after == ordered[-1].name]
+    for step in steps:
+        if step not in ordered:
+            raise UsageError(f"[step {step.name}]: after = {step.after}: no such step before it")
     return tuple(ordered)
 
 
@@ -2763,10 +2746,10 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     """The release is unhealthy: serve the good one again and remember the commit as bad."""
     machine = attempt.machine
     attempt.healthy = False
+    bad = short(release.commit)
     if not good:
-        raise Broken(
-            f"{short(release.commit)} is not healthy and there is no good release to go back to: {error}", error.detail
-        )
+        message = f"{bad} is not healthy and there is no good release to go back to: {error}"
+        raise Broken(message, error.detail)
     attempt.stage("going back", release=good.name)
     log(f"going back to {good.name}", Log.WARNING)
     config = config_of_release(good)
@@ -2775,12 +2758,10 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     try:
         activate(attempt, config, good, time.monotonic())
     except (DeployError, OSError) as second:
-        raise Broken(
-            f"{short(release.commit)} is not healthy ({error}), nor is {short(good.commit)} any more ({second})",
-            getattr(second, "detail", "") or error.detail,
-        ) from None
+        message = f"{bad} is not healthy ({error}), nor is {short(good.commit)} any more ({second})"
+        raise Broken(message, getattr(second, "detail", "") or error.detail) from None
     attempt.state.remember_bad(release.commit, "unhealthy", str(error))
-    message = f"{short(release.commit)} was not healthy: {error}; {short(good.commit)} serves again"
+    message = f"{bad} was not healthy: {error}; {short(good.commit)} serves again"
     discard(release.path)
     return make_result(attempt, "rolled_back", message, error.detail)
 
@@ -2861,17 +2842,14 @@ def print_plan(result: Result) -> None:
     if result["nothing_to_do"]:
         print(f"{result['machine']}: {short(result['wanted'])} already runs; deploy would do nothing")
         return
-    print(
-        f"{result['machine']}: from {short(result['current'])} to {short(result['wanted'])}"
-        f" ({result['commits']} commits)"
-    )
+    span = f"from {short(result['current'])} to {short(result['wanted'])}"
+    print(f"{result['machine']}: {span} ({result['commits']} commits)")
     if result["bad"]:
         print(f"  this commit is remembered as bad ({result['bad']})")
     for step in result["steps"]:
-        print(
-            f"  {step['action']:4}  {step['name']}: {step['why']}"
-            + (f"\n          {step['run']}" if step["action"] == "run" else "")
-        )
+        print(f"  {step['action']:4}  {step['name']}: {step['why']}")
+        if step["action"] == "run":
+            print(f"          {step['run']}")
     print(f"  restart {', '.join(result['restart']) or 'nothing'}; reload {', '.join(result['reload']) or 'nothing'}")
 
 
@@ -2899,11 +2877,8 @@ def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
         return result
     if newer:  # the next boot must not bring back what a person has just left
         attempt.state.remember_bad(current.commit, "person", "it was rolled back by hand")
-    return {
-        **result,
-        "outcome": "rolled_back_on_request",
-        "message": f"rolled back from {short(current.commit)} to {short(release.commit)}",
-    }
+    message = f"rolled back from {short(current.commit)} to {short(release.commit)}"
+    return {**result, "outcome": "rolled_back_on_request", "message": message}
 
 
 def choose_release(machine: Machine, current: Release | None, wanted: str | None) -> Release:
@@ -2980,12 +2955,10 @@ def lock_is_held(machine: Machine) -> bool:
         os.close(descriptor)
 
 
-def ago(timestamp: str | None) -> str:
+def ago(timestamp: str) -> str:
     """`3 h ago` for a time as now() writes it."""
     import calendar  # noqa: PLC0415 - takes a while, and only `status` needs it
 
-    if not timestamp:
-        return "never"
     seconds = max(0.0, time.time() - calendar.timegm(time.strptime(timestamp, TIME)))
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
@@ -2998,10 +2971,8 @@ def print_status(result: Result) -> None:
     if not result["commit"]:
         print(f"{name}: nothing is deployed yet")
     else:
-        print(
-            f"{name} runs {short(result['commit'])} since {result['since']} ({ago(result['since'])}),"
-            f" deployed by {result['trigger']}"
-        )
+        since = f"since {result['since']} ({ago(result['since'])})"
+        print(f"{name} runs {short(result['commit'])} {since}, deployed by {result['trigger']}")
         print(f"  release   {result['release']}")
         for service in result["services"]:
             print(f"  service   {service['unit']}: {service['state']}")
@@ -3029,10 +3000,8 @@ def history(machine: Machine, options: argparse.Namespace) -> Result:
 
 def print_history(result: Result) -> None:
     for entry in result["history"]:
-        print(
-            f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}"
-            f"  {short(entry['commit']):8}  {entry['seconds']:6.1f} s  {entry['message']}"
-        )
+        begin = f"{entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}"
+        print(f"  {begin}  {short(entry['commit']):8}  {entry['seconds']:6.1f} s  {entry['message']}")
 
 
 # --- command line -----------------------------------------------------------------------------------
