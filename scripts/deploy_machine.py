@@ -1422,9 +1422,7 @@ def current_release(machine: Machine) -> Release | None:
 
 def all_releases(machine: Machine) -> list[Release]:
     """The complete ones, oldest first."""
-    if not machine.releases.is_dir():
-        return []
-    found = [Release(path) for path in sorted(machine.releases.iterdir()) if not path.name.startswith(".")]
+    found = [Release(path) for path in sorted(machine.releases.glob("[!.]*"))]
     return [release for release in found if release.is_complete]
 
 
@@ -1885,12 +1883,11 @@ def machine_roles(machine: Machine, config: Config) -> list[Role]:
     return [config.roles[name] for name in machine.roles]
 
 
-def services_of(roles: Iterable[Role]) -> list[str]:
-    return list(dict.fromkeys(unit for role in roles for unit in role.services))
-
-
-def reloads_of(roles: Iterable[Role]) -> list[str]:
-    return list(dict.fromkeys(unit for role in roles for unit in role.reload))
+def units_of(roles: Iterable[Role]) -> tuple[list[str], list[str]]:
+    """The units of roles, each once: those that are restarted, those that are reloaded."""
+    services = dict.fromkeys(unit for role in roles for unit in role.services)
+    reloads = dict.fromkeys(unit for role in roles for unit in role.reload)
+    return [*services], [*reloads]
 
 
 UnitState = Mapping[str, str]
@@ -1910,13 +1907,6 @@ def systemctl(verb: Sequence[str], unit: str, timeout: float) -> None:
     run(["sudo", "-n", SYSTEMCTL, *verb, unit], timeout=timeout, live=True)
 
 
-def foreign_units(config: Config, roles: Sequence[Role]) -> list[str]:
-    """Units, and the sockets that would start them, that only roles of other machines have."""
-    own = services_of(roles) + reloads_of(roles)
-    others = [unit for unit in services_of(config.roles.values()) if unit not in own]
-    return others + [unit[:-8] + ".socket" for unit in others if unit.endswith(".service")]
-
-
 def bring_services(machine: Machine, config: Config, since: float, restart: bool) -> list[dict[str, str]]:
     """Bring all units to where they belong; return what was done with each, and its state.
 
@@ -1927,7 +1917,10 @@ def bring_services(machine: Machine, config: Config, since: float, restart: bool
     roles, timeout = machine_roles(machine, config), config.service_timeout
     if not machine.is_set_up:
         return []
-    services, reloads, foreign = services_of(roles), reloads_of(roles), foreign_units(config, roles)
+    services, reloads = units_of(roles)
+    # units that only roles of other machines have, and the sockets that would start them
+    foreign = [unit for unit in units_of(config.roles.values())[0] if unit not in services + reloads]
+    foreign += [unit[:-8] + ".socket" for unit in foreign if unit.endswith(".service")]
     states = unit_states(services + reloads + foreign)
     for unit in services + reloads:
         if states[unit]["LoadState"] != "loaded":
@@ -2055,7 +2048,7 @@ def confirm(machine: Machine, config: Config, release: Release, since: float) ->
     since: services must have become active after this monotonic second.
     """
     roles = machine_roles(machine, config)
-    services, reloads = (services_of(roles), reloads_of(roles)) if machine.is_set_up else ([], [])
+    services, reloads = units_of(roles if machine.is_set_up else [])
     stay = STAYS_ACTIVE if any(role.services and not (role.health or role.check) for role in roles) else STAYS_HEALTHY
     stay = stay if services else 0.0
     deadline = time.monotonic() + config.health_timeout
@@ -2189,23 +2182,21 @@ def deploy(machine: Machine, options: argparse.Namespace) -> Result:
 
     At boot, while only the repository is out of reach, it goes on trying in the background.
     """
-    pause = 5.0
-    first_result = None
+    pause, again = 5.0, False
     attempt = new_attempt(machine, options)
     with boot_time_limit(attempt):
         while True:
-            result = locked(attempt, bring_to_target, quiet=first_result is not None)
+            result = locked(attempt, bring_to_target, quiet=again)
             attempt.ready()
             if attempt.trigger != "boot":
                 return result
             if result["outcome"] != "unreachable":
                 tell_team(machine, result)
                 return result
-            first_result = first_result or result
             log(f"trying again in {pause:g} s; a push or `systemctl restart deploy-on-startup` does it at once")
             show_progress(f"{result['message']}; trying again in {pause:g} s")
             time.sleep(pause)
-            pause = min(pause * 1.5, 30.0)
+            pause, again = min(pause * 1.5, 30.0), True
             attempt = dataclasses.replace(new_attempt(machine, options), is_ready=True)
 
 
@@ -2618,15 +2609,9 @@ def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | N
         write_file(release.path / "REVISION", commit.id + "\n")
         used = max(0, free - free_bytes(machine.root))
         environments = [take_step(attempt, commit, release, decision, current) for decision in decisions]
-        meta = {
-            "commit": commit.id,
-            "built": now(),
-            "trigger": attempt.trigger,
-            "envs": [path.name for path in environments if path],
-            "bytes": used,
-            "old_files": attempt.old_files,
-        }
-        write_json(release.path / ".release.json", meta)
+        about = {"commit": commit.id, "built": now(), "trigger": attempt.trigger, "bytes": used}
+        envs = [path.name for path in environments if path]
+        write_json(release.path / ".release.json", {**about, "envs": envs, "old_files": attempt.old_files})
     return release
 
 
@@ -2732,7 +2717,7 @@ def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good:
 def activate(attempt: Attempt, config: Config, release: Release, since: float) -> None:
     """Bring the services of this machine's roles to the release and confirm it."""
     machine = attempt.machine
-    if not machine.is_set_up and services_of(machine_roles(machine, config)):
+    if not machine.is_set_up and units_of(machine_roles(machine, config))[0]:
         log(f"no machine.ini in {machine.root}: services are left alone")
     attempt.services = bring_services(machine, config, since, restart=True)
     attempt.stage("confirming")
@@ -2813,7 +2798,7 @@ def plan(machine: Machine, options: argparse.Namespace) -> Result:
         wanted, _ = find_target(attempt, mirror)
         verify_signature(machine, mirror, wanted)
         commit = load_commit(mirror, wanted, mirror.tree(wanted))
-        roles = machine_roles(machine, commit.config)
+        services, reloads = units_of(machine_roles(machine, commit.config))
         current = current_release(machine)
         decisions = decide(machine, commit, attempt.state, options.full)
         ahead = mirror.count(current.commit, commit.id) if current else 0
@@ -2833,8 +2818,8 @@ def plan(machine: Machine, options: argparse.Namespace) -> Result:
         "nothing_to_do": same,
         "bad": bad["why"] if bad else None,
         "steps": [] if same else steps,
-        "restart": services_of(roles),
-        "reload": reloads_of(roles),
+        "restart": services,
+        "reload": reloads,
     }
 
 
@@ -2903,7 +2888,8 @@ def observe(machine: Machine, current: Release | None) -> tuple[list[dict[str, s
         return [], "nothing is deployed"
     config = config_of_release(current)
     roles = machine_roles(machine, config)
-    states = unit_states(services_of(roles) + reloads_of(roles)) if machine.is_set_up else {}
+    units, reloads = units_of(roles if machine.is_set_up else [])
+    states = unit_states(units + reloads)
     services = [{"unit": unit, "state": state["ActiveState"], "action": "none"} for unit, state in states.items()]
     down = [f"{service['unit']} is {service['state']}" for service in services if service["state"] != "active"]
     return services, down[0] if down else probe(machine, roles, current, 10.0)
@@ -2913,14 +2899,13 @@ def status(machine: Machine, options: argparse.Namespace) -> Result:
     """What runs now, and the last results. Reads only."""
     must_own(machine)  # it runs the check command, and what failed steps printed is not for everybody
     current = current_release(machine)
-    running = Running(machine).read()
+    running, is_held = Running(machine).read(), lock_is_held(machine)
     try:
         services, problem = observe(machine, current)
     except (DeployError, OSError) as error:
         services, problem = [], str(error)
     healthy = not problem if current else None
     since = time.strftime(TIME, time.gmtime(os.lstat(machine.current).st_mtime)) if current else None
-    history = read_history(machine)
     return {
         "schema": SCHEMA,
         "machine": machine.name,
@@ -2932,27 +2917,22 @@ def status(machine: Machine, options: argparse.Namespace) -> Result:
         "healthy": healthy,
         "problem": problem,
         "bad_commits": [{"commit": commit, **about} for commit, about in State.load(machine).bad.items()],
-        "running": running if running and lock_is_held(machine) else None,
-        "interrupted": bool(running) and not lock_is_held(machine),
+        "running": running if is_held else None,
+        "interrupted": bool(running) and not is_held,
         "last": read_json(machine.state / "last.json"),
         "trigger": current.meta.get("trigger") if current else None,
-        "attempts": history[-5:],
+        "attempts": read_history(machine)[-5:],
         "releases": [{"release": r.name, "commit": r.commit, "good": r.is_good} for r in all_releases(machine)],
     }
 
 
 def lock_is_held(machine: Machine) -> bool:
     try:
-        descriptor = os.open(machine.state / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
+        with open(machine.state / "lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def ago(timestamp: str) -> str:
@@ -3107,18 +3087,13 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, stop_on_signal)
     try:
         sys.exit(main_inner(sys.argv[1:]))
-    except UsageError as error:
-        if "--debug" in sys.argv:
-            raise
-        log(f"deploy_machine.py: {error}", Log.ERROR)
-        show_progress(str(error))
-        sys.exit(EXIT_USAGE)
     except (DeployError, OSError) as error:  # where there is no result to put it into
         if "--debug" in sys.argv:
             raise
         detail = getattr(error, "detail", "")
         log(f"deploy_machine.py: {error}" + (f"\n{detail}" if detail else ""), Log.ERROR)
-        sys.exit(EXIT_CODES[getattr(error, "outcome", "failed")])
+        show_progress(str(error))
+        sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_CODES[getattr(error, "outcome", "failed")])
     except Terminated as stop:
         # die by the signal itself, so that systemd and shells see what happened
         signal.signal(stop.signum, signal.SIG_DFL)
