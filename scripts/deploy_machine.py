@@ -310,7 +310,7 @@ class Log:
     A log line can never end a deploy: a closed pipe or a full journal only silences that way.
     """
 
-    ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+    ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
     COLOURS: Mapping[int, str] = {ERROR: "\033[31m", WARNING: "\033[33m", NOTICE: "\033[1m"}
 
     def __init__(self) -> None:
@@ -1182,12 +1182,12 @@ class Commit:
     declares_python_project: bool  # a pyproject.toml that only configures tools does not
 
 
+@dataclasses.dataclass(frozen=True)
 class Mirror:
     """The bare mirror of the application's repository; only this branch, fetched on demand."""
 
-    def __init__(self, path: Path, url: str) -> None:
-        self.path = path
-        self.url = url
+    path: Path
+    url: str
 
     def environment(self) -> dict[str, str]:
         ssh = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
@@ -1655,25 +1655,23 @@ def python_version(python: str) -> str:
 
 
 def decide_step(machine: Machine, step: Step, fingerprint: dict[str, str], state: State, full: bool) -> Decision:
+    """Run it unless its inputs are what they were, or unless what it makes of these inputs is kept here."""
     key = hashlib.sha256(json.dumps([step.provides, fingerprint], sort_keys=True).encode()).hexdigest()[:12]
-    kept = environments(machine, step, key) if step.provides and fingerprint and not full else {}
-    environment = next(iter(kept), None)
-    why = reason_to_run(step, fingerprint, state.steps.get(step.name), full)
-    if environment:
-        inputs = ", ".join(name for name in fingerprint if " " not in name)
-        return Decision(step, False, f"kept from before: same {shorten(inputs)}", key, fingerprint, environment)
-    if not why and step.provides:
-        why = f"{' '.join(step.provides)} is not kept here any more"
-    return Decision(step, bool(why), why or "inputs did not change", key, fingerprint)
-
-
-def reason_to_run(step: Step, fingerprint: Mapping[str, str], before: Mapping[str, str] | None, full: bool) -> str:
-    """Why the step must run, as far as its inputs say; empty if they are what they were."""
+    before = state.steps.get(step.name)
     if not fingerprint:
-        return "has no inputs, so it always runs"
-    if full:
-        return "--full"
-    return "first run on this machine" if before is None else changes(before, fingerprint)
+        why = "has no inputs, so it always runs"
+    elif full:
+        why = "--full"
+    elif step.provides and (kept := environments(machine, step, key)):
+        inputs = ", ".join(name for name in fingerprint if " " not in name)
+        return Decision(step, False, f"kept from before: same {shorten(inputs)}", key, fingerprint, next(iter(kept)))
+    elif before is None:
+        why = "first run on this machine"
+    else:
+        why = changes(before, fingerprint)
+        if not why and step.provides:
+            why = f"{' '.join(step.provides)} is not kept here any more"
+    return Decision(step, bool(why), why or "inputs did not change", key, fingerprint)
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
@@ -2140,9 +2138,7 @@ class Attempt:
     lock: int = -1
     schema: dict[str, Background[str]] = dataclasses.field(default_factory=dict)  # release -> schema_ahead()
     old_files: dict[str, float] = dataclasses.field(default_factory=dict)  # assets of earlier releases, since when
-    timings: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each stage, in order
-    stage_name: str = "start"
-    stage_began: float = dataclasses.field(default_factory=process_start)
+    stages: list[tuple[str, float]] = dataclasses.field(default_factory=lambda: [("start", process_start())])
 
     def ready(self) -> None:
         """At boot: let systemd start the services now, on whatever `current` is. Works once."""
@@ -2152,18 +2148,18 @@ class Attempt:
 
     def stage(self, name: str, **fields: Any) -> None:
         """Record how far this deploy has come, for `status`, waiting deploys and the next one."""
-        self.take_time()
-        self.stage_name = name
+        self.stages.append((name, time.monotonic()))
         if self.options.command in ("deploy", "rollback"):
             Running(self.machine).write(stage=name, **fields)
         show_progress(name)
 
-    def take_time(self) -> Mapping[str, float]:
-        """Add the time since the last call to the present stage; return all stages."""
-        instant = time.monotonic()
-        spent = self.timings.get(self.stage_name, 0.0) + instant - self.stage_began
-        self.timings[self.stage_name], self.stage_began = round(spent, 3), instant
-        return dict(self.timings)
+    def timings(self) -> dict[str, float]:
+        """The seconds of each stage until now, in order."""
+        spent: dict[str, float] = {}
+        ends = [began for _, began in self.stages[1:]] + [time.monotonic()]
+        for (name, began), end in zip(self.stages, ends):
+            spent[name] = round(spent.get(name, 0.0) + end - began, 3)
+        return spent
 
 
 def new_attempt(machine: Machine, options: argparse.Namespace) -> Attempt:
@@ -2348,7 +2344,7 @@ def make_result(attempt: Attempt, outcome: str, message: str, detail: str = "") 
         "services": attempt.services,
         "healthy": attempt.healthy,
         "message": printable(" ".join(message.split())),
-        "timings": attempt.take_time(),
+        "timings": attempt.timings(),
     }
     return {**result, "detail": printable(detail)} if detail else result
 
