@@ -39,7 +39,6 @@ if sys.version_info < (3, 9):
 import argparse
 import configparser
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import filecmp
@@ -59,7 +58,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Generic, NoReturn, TypeVar
+from typing import Any, Callable, Generic, NamedTuple, NoReturn, TypeVar
 
 VERSION = "0.1.0"
 SCHEMA = 1  # of the result, the history and every file below state/
@@ -395,8 +394,7 @@ def show_progress(text: str) -> None:
 # --- commands ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Completed:
+class Completed(NamedTuple):
     """What a command left: exit status, and its output (`out` holds both streams if live)."""
 
     code: int
@@ -691,8 +689,7 @@ def parse_env_file(text: str) -> dict[str, str]:
 # --- configuration ----------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One [step NAME] section: a command that is a function of its inputs."""
 
     name: str
@@ -720,8 +717,7 @@ class Step:
         return "sync" in self.run[:2] or "pip-sync" in self.run[:1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Role:
+class Role(NamedTuple):
     """One [role NAME] section: what runs on a machine of that role and how to tell it is well."""
 
     name: str
@@ -731,8 +727,7 @@ class Role:
     check: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """The built-in defaults, overridden by the deploy.ini of one commit."""
 
     branch: str
@@ -748,8 +743,8 @@ class Config:
 
 KEYS = {
     "deploy": {"branch", "keep", "shared", "python", "health_timeout", "step_timeout", "service_timeout"},
-    "step": {field.name for field in dataclasses.fields(Step)} - {"name"},
-    "role": {field.name for field in dataclasses.fields(Role)} - {"name"},
+    "step": {*Step._fields} - {"name"},
+    "role": {*Role._fields} - {"name"},
 }
 
 
@@ -895,8 +890,7 @@ MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify"), "")
 MACHINE_INI |= {"fetch_timeout": str(FETCH_TIMEOUT), "boot_timeout": str(BOOT_TIMEOUT)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """This machine: machine.ini, overridden by the command line."""
 
     root: Path
@@ -1014,19 +1008,14 @@ def owner_of(path: Path) -> str:
 # --- state and history --------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
 class State:
     """What must outlive a deploy: inputs of the last success of each step, and bad commits."""
 
-    path: Path
-    steps: dict[str, dict[str, str]]
-    bad: dict[str, dict[str, str]]
-
-    @classmethod
-    def load(cls, machine: Machine) -> State:
-        path = machine.state / "state.json"
-        data = read_json(path) or {}
-        return cls(path, texts_of(data.get("steps")), texts_of(data.get("bad"), "kind", "why", "when"))
+    def __init__(self, machine: Machine) -> None:
+        self.path = machine.state / "state.json"
+        data = read_json(self.path) or {}
+        self.steps = texts_of(data.get("steps"))
+        self.bad = texts_of(data.get("bad"), "kind", "why", "when")
 
     def save(self) -> None:
         write_json(self.path, {"steps": self.steps, "bad": self.bad})
@@ -1160,8 +1149,7 @@ def wait_for_lock(descriptor: int, machine: Machine, timeout: float, while_waiti
 # --- git ----------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One path of a commit: mode as in `100644`, kind (blob, tree, commit) and object id."""
 
     mode: str
@@ -1172,8 +1160,7 @@ class Entry:
 Tree = Mapping[str, Entry]
 
 
-@dataclasses.dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """The commit to deploy: its id, every path in it, and its configuration."""
 
     id: str
@@ -1182,12 +1169,11 @@ class Commit:
     declares_python_project: bool  # a pyproject.toml that only configures tools does not
 
 
-@dataclasses.dataclass(frozen=True)
 class Mirror:
     """The bare mirror of the application's repository; only this branch, fetched on demand."""
 
-    path: Path
-    url: str
+    def __init__(self, path: Path, url: str) -> None:
+        self.path, self.url = path, url
 
     def environment(self) -> dict[str, str]:
         ssh = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
@@ -1280,7 +1266,7 @@ class Mirror:
         for record in self.git("ls-tree", "-r", "-t", "-z", commit).out.split("\0"):
             if record:
                 about, _, path = record.partition("\t")
-                tree[path] = Entry(*about.split(" "))
+                tree[path] = Entry._make(about.split(" "))
         return tree
 
     def size(self, commit: str) -> int:
@@ -1380,8 +1366,7 @@ def reason_of(stderr: str) -> str:
 # --- releases and kept environments ---------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Release:
+class Release(NamedTuple):
     """One directory below releases/. It is complete if .release.json, written last, is there."""
 
     path: Path
@@ -1541,15 +1526,14 @@ def prune(machine: Machine, keep: int) -> None:
 # --- steps ----------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What is to be done with one step in one commit, and why."""
 
     step: Step
     needed: bool
     why: str
-    key: str = ""
-    fingerprint: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    key: str
+    fingerprint: Mapping[str, str]
     environment: Path | None = None
 
 
@@ -2117,28 +2101,25 @@ def process_start() -> float:
     return time.monotonic() - max(0.0, age)
 
 
-@dataclasses.dataclass
 class Attempt:
     """One run of one command on this machine, and what its result will say."""
 
-    machine: Machine
-    options: argparse.Namespace
-    state: State
-    trigger: str = "manual"
-    wanted: str | None = None
-    previous: str | None = None
-    started: str = dataclasses.field(default_factory=now)
-    clock: float = dataclasses.field(default_factory=time.monotonic)
-    steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    services: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    healthy: bool | None = None
-    is_ready: bool = False
-    is_switched: bool = False
-    interrupted: dict[str, Any] = dataclasses.field(default_factory=dict)  # how far an earlier deploy came
-    lock: int = -1
-    schema: dict[str, Background[str]] = dataclasses.field(default_factory=dict)  # release -> schema_ahead()
-    old_files: dict[str, float] = dataclasses.field(default_factory=dict)  # assets of earlier releases, since when
-    stages: list[tuple[str, float]] = dataclasses.field(default_factory=lambda: [("start", process_start())])
+    def __init__(self, machine: Machine, options: argparse.Namespace) -> None:
+        current = current_release(machine)
+        self.machine, self.options, self.state = machine, options, State(machine)
+        self.trigger: str = options.trigger
+        self.started, self.clock = now(), time.monotonic()
+        self.stages = [("start", process_start())]
+        self.previous = current.commit if current else None
+        self.wanted: str | None = None
+        self.interrupted: dict[str, Any] = {}  # how far an earlier deploy came
+        self.old_files: dict[str, float] = {}  # assets of earlier releases, since when
+        self.steps: list[dict[str, Any]] = []
+        self.services: list[dict[str, str]] = []
+        self.healthy: bool | None = None
+        self.is_ready = self.is_switched = False
+        self.lock = -1
+        self.schema: dict[str, Background[str]] = {}  # release -> schema_ahead()
 
     def ready(self) -> None:
         """At boot: let systemd start the services now, on whatever `current` is. Works once."""
@@ -2169,8 +2150,7 @@ def new_attempt(machine: Machine, options: argparse.Namespace) -> Attempt:
     if machine.is_set_up:
         log.use_journal()
     log.fields["DEPLOY_TRIGGER"] = options.trigger
-    current = current_release(machine)
-    return Attempt(machine, options, State.load(machine), options.trigger, previous=current.commit if current else None)
+    return Attempt(machine, options)
 
 
 def deploy(machine: Machine, options: argparse.Namespace) -> Result:
@@ -2193,7 +2173,8 @@ def deploy(machine: Machine, options: argparse.Namespace) -> Result:
             show_progress(f"{result['message']}; trying again in {pause:g} s")
             time.sleep(pause)
             pause, again = min(pause * 1.5, 30.0), True
-            attempt = dataclasses.replace(new_attempt(machine, options), is_ready=True)
+            attempt = new_attempt(machine, options)
+            attempt.is_ready = True
 
 
 def tell_team(machine: Machine, result: Result) -> None:
@@ -2912,7 +2893,7 @@ def status(machine: Machine, options: argparse.Namespace) -> Result:
         "services": services,
         "healthy": healthy,
         "problem": problem,
-        "bad_commits": [{"commit": commit, **about} for commit, about in State.load(machine).bad.items()],
+        "bad_commits": [{"commit": commit, **about} for commit, about in State(machine).bad.items()],
         "running": running if is_held else None,
         "interrupted": bool(running) and not is_held,
         "last": read_json(machine.state / "last.json"),

@@ -239,7 +239,7 @@ def test_state_and_history(folder: Path, state: str, history: list[str], last: s
     for name, text in (("state.json", state), ("last.json", last), ("running.json", running)):
         write(folder / "state" / name, text)
     write(folder / "state" / "history.jsonl", "\n".join(history))
-    loaded = deploy_machine.State.load(machine)
+    loaded = deploy_machine.State(machine)
     assert all(about["kind"] and about["why"] for about in loaded.bad.values() if all(about.values()))
     options = argparse.Namespace()
     with contextlib.redirect_stdout(io.StringIO()):
