@@ -655,29 +655,27 @@ def removed_on_failure(path: Path) -> Iterator[Path]:
         raise
 
 
-ENV_LINE = re.compile(r"[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))", re.DOTALL)
-ENV_QUOTED = re.compile(r"""[ \t]*(?:'(?P<literal>[^']*)'?|"(?P<escaped>(?:\\.|[^\\"])*)"?)""", re.DOTALL)
-ENV_BARE = re.compile(r"[ \t]*(?P<text>(?:\\.?|[^\\ \t\r\n]|[ \t]+(?=[^ \t\r\n]))*)", re.DOTALL)
-
-
 def parse_env_file(text: str) -> dict[str, str]:
     """Parse a file as systemd does for EnvironmentFile= (its src/basic/env-file.c), damaged lines too.
 
     Comments begin with # or ;, values may be 'literal', "with \\" escapes" or bare (then a backslash
     escapes one character, and quotes in it are literal); a backslash at the end of a line continues it.
     """
+    line_pattern = re.compile(r"(?s)[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))")
+    quoted_pattern = re.compile(r"""(?s)[ \t]*(?:'(?P<literal>[^']*)'?|"(?P<escaped>(?:\\.|[^\\"])*)"?)""")
+    bare_pattern = re.compile(r"(?s)[ \t]*(?P<text>(?:\\.?|[^\\ \t\r\n]|[ \t]+(?=[^ \t\r\n]))*)")
     result: dict[str, str] = {}
     position = 0
     while position < len(text):
-        line = ENV_LINE.match(text, position)
+        line = line_pattern.match(text, position)
         assert line
         position, value = line.end(), ""
         if not line["equals"]:
             continue
-        while part := ENV_QUOTED.match(text, position):
+        while part := quoted_pattern.match(text, position):
             value += part["literal"] or re.sub(r'\\(?:\n|(["\\`$]))', r"\1", part["escaped"] or "")
             position = part.end()
-        bare = ENV_BARE.match(text, position)
+        bare = bare_pattern.match(text, position)
         assert bare
         value += re.sub(r"\\(?:[\r\n]|(.?))", r"\1", bare["text"])
         position = bare.end()
