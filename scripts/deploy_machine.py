@@ -779,7 +779,7 @@ def parse_config(text: str, source: str) -> Config:
 
 @contextlib.contextmanager
 def mistakes_in(place: object) -> Iterator[None]:
-    """Turn what is wrong with a place that a person wrote into a UsageError: one line, which names the place."""
+    """Turn what is wrong with a file, a section or a value into a UsageError: one line, which says where."""
     try:
         yield
     except (UsageError, configparser.Error, ValueError) as error:
