@@ -72,6 +72,7 @@ SCRIPT_IN_REPOSITORY = "scripts/deploy_machine.py"
 SYSTEMCTL = "/usr/bin/systemctl"  # absolute: sudo grants exactly these calls and no others
 NGINX = "/usr/sbin/nginx"
 
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # how every time is written: UTC
 QUERY_TIMEOUT = 60.0  # seconds; for commands that only read
 LOCK_TIMEOUT = 1800.0
 FETCH_TIMEOUT = 60.0
@@ -238,6 +239,9 @@ else:
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+# The keys of [machine] in machine.ini, and what they are if it says nothing.
+MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify"), "")
+MACHINE_INI |= {"fetch_timeout": str(FETCH_TIMEOUT), "boot_timeout": str(BOOT_TIMEOUT)}
 LOCK_FILES = {"poetry.lock", "uv.lock", "package-lock.json", "pnpm-lock.yaml", "yarn.lock"}
 HOW_TO_GET = {
     "poetry": "https://python-poetry.org/docs/#installation (for the deploy user: pipx install poetry)",
@@ -554,9 +558,6 @@ class Background(threading.Thread, Generic[T]):
 
 
 # --- files ------------------------------------------------------------------------------------
-
-
-TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def now() -> str:
@@ -882,10 +883,6 @@ def in_order(steps: list[Step]) -> tuple[Step, ...]:
         if step not in ordered:
             raise UsageError(f"[step {step.name}]: after = {step.after}: no such step before it")
     return tuple(ordered)
-
-
-MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify"), "")
-MACHINE_INI |= {"fetch_timeout": str(FETCH_TIMEOUT), "boot_timeout": str(BOOT_TIMEOUT)}
 
 
 class Machine(NamedTuple):
