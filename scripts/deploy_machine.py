@@ -499,8 +499,8 @@ def collect_output(process: subprocess.Popen[bytes], deadline: float, live: str)
         process.wait(max(0.0, deadline - time.monotonic()))
     for pipe in buffers:
         pipe.close()
-    out, err = [buffer.decode("utf-8", "replace") for buffer in [*buffers.values(), bytearray()][:2]]
-    return out, err
+    texts = [buffer.decode("utf-8", "replace") for buffer in buffers.values()]
+    return texts[0], "".join(texts[1:])
 
 
 def print_lines(buffer: bytearray, start: int, last: bool) -> int:
