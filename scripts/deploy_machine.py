@@ -1185,8 +1185,10 @@ class Mirror:
 
         Only our lock's holder writes to the mirror, so a git lock found now belongs to nobody.
         """
+        config = self.path / "config"
         if not (self.path / "HEAD").exists():
             remove(self.path)
+        if not config.exists() or b"autoDetach" not in config.read_bytes():  # the last that is set below
             run(["git", "init", "--quiet", "--bare", str(self.path)], env=self.environment())
             # loose objects and refs reach the disk with the call that wrote them
             setting = ("core.fsync", "all") if git_version() >= [2, 36] else ("core.fsyncObjectFiles", "true")
@@ -1247,7 +1249,8 @@ class Mirror:
         if newer == older:
             return True
         done = self.git("merge-base", "--is-ancestor", older, newer, check=False)
-        if done.code > 1 and self.resolve(older):
+        # a commit that was rewritten away may be gone from a mirror that is whole: it contains nothing
+        if done.code > 1 and self.resolve(older) and (self.resolve(newer) or not self.is_sound()):
             raise CommandError(f"git merge-base {older} {newer} ended with {done.code}", tail(done.err))
         return done.code == 0
 
@@ -1486,6 +1489,7 @@ def clean_up(machine: Machine) -> dict[str, Any]:
     for directory in (machine.root, machine.state, machine.root / "bin"):
         for path in directory.glob(".*.tmp-*"):
             remove(path)
+    remove(machine.root / "repo.git.new")
     return {key: str(interrupted.get(key, "")) for key in ("stage", "started") if interrupted}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,33 @@ def test_a_mirror_is_not_renewed_while_the_repository_is_away(app: App) -> None:
     app.origin.with_name("moved").rename(app.origin)
     wanted = app.commit({"code.py": "print(2)\n"})
     assert app.deploy().result["commit"] == wanted
+
+
+def test_a_commit_that_was_rewritten_away_and_is_in_no_mirror_any_more(app: App) -> None:
+    """Fetched anew, or tidied up by git: what runs here is then unknown to the mirror, and holds up nothing."""
+    app.deploy()
+    app.git("commit", "-q", "--amend", "-m", "another first commit")
+    wanted = app.git("rev-parse", "HEAD")
+    shutil.rmtree(mirror(app))
+    done = app.deploy()
+    assert (done.result["outcome"], done.result["commit"]) == ("deployed", wanted), done.log
+
+
+@pytest.mark.parametrize("config", ["", None])
+def test_the_settings_of_a_damaged_mirror_are_set_again(app: App, config: str | None) -> None:
+    """Without them what it fetches would not reach the disk: a killed `git init` leaves none, too."""
+    app.deploy()
+    before = (mirror(app) / "config").read_text()
+    (mirror(app) / "config").unlink() if config is None else (mirror(app) / "config").write_text(config)
+    app.deploy()
+    assert (mirror(app) / "config").read_text() == before
+
+
+def test_a_half_made_new_mirror_does_not_stay(app: App) -> None:
+    app.deploy()
+    shutil.copytree(mirror(app), app.root / "repo.git.new")  # killed before it took the place of the old one
+    app.deploy()
+    assert not (app.root / "repo.git.new").exists()
 
 
 CUTS = {"empty": lambda text: "", "half": lambda text: text[: len(text) // 2], "zeros": lambda text: "\0" * len(text)}
