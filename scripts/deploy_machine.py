@@ -81,6 +81,7 @@ STAYS_HEALTHY = 0.1  # seconds that a release with a health check must stay heal
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
 STALL_TIMEOUT = 10.0  # seconds that a reader of the log (a stalled ssh session) may hold a deploy up, once
 MANY_INPUTS = 500  # beyond so many files a step's inputs are recorded by one hash
+SWITCHING = ("switching", "services", "confirming", "going back")  # stages in which services change releases
 TAIL_LINES = 20  # of a failed command, repeated in the message
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 
@@ -1470,7 +1471,8 @@ def discard(path: Path) -> None:
 def clean_up(machine: Machine) -> dict[str, Any]:
     """Remove what no complete deploy owns. Runs under the lock, so nothing is being made now.
 
-    Returns what running.json says of the deploy before this one, if that was interrupted.
+    Returns what running.json says of the deploy before this one, if that was interrupted; of several in
+    a row, of the last that may have left the services on another release.
     """
     interrupted = Running(machine).read() or {}
     if "DEPLOY_TAKEN_OVER" in os.environ and interrupted.get("pid") == os.getpid():
@@ -1486,11 +1488,15 @@ def clean_up(machine: Machine) -> dict[str, Any]:
     for path in machine.envs.iterdir():
         if not read_json(path / ".complete"):
             remove(path)
-    for directory in (machine.root, machine.state, machine.root / "bin"):
+    for directory in (machine.root, machine.state, machine.state / "scripts", machine.root / "bin"):
         for path in directory.glob(".*.tmp-*"):
             remove(path)
+    for path in machine.releases.glob("*/..release.json.tmp-*"):
+        remove(path)
     remove(machine.root / "repo.git.new")
-    return {key: str(interrupted.get(key, "")) for key in ("stage", "started") if interrupted}
+    before = interrupted.get("interrupted")
+    about = before if before and isinstance(before, dict) and interrupted.get("stage") not in SWITCHING else interrupted
+    return {key: str(about.get(key, "")) for key in ("stage", "started", "release") if about}
 
 
 def run_id(about: Mapping[str, Any]) -> str:
@@ -2256,7 +2262,8 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
                 running.clear()
                 raise
             except UsageError:
-                running.clear()
+                if not attempt.interrupted:  # else it is for the next run to put that right
+                    running.clear()
                 raise
             except (DeployError, OSError) as error:
                 result = failure(attempt, error)
@@ -2517,6 +2524,8 @@ def nothing_to_do(attempt: Attempt, mirror: Mirror, commit: str) -> Result | Non
     bad = attempt.state.bad.get(commit)
     if current and current.commit == commit and not options.full:
         settled = settle_current(attempt)
+        if not settled:
+            attempt.state.forget_bad(commit)  # a rollback from it was killed before it switched
         if attempt.interrupted and not settled:
             finish(attempt, config_of_release(current), current)
         refresh_script(attempt.machine, current)
@@ -2566,8 +2575,7 @@ def settle_current(attempt: Attempt) -> Result | None:
 def was_left_switching(attempt: Attempt, current: Release) -> bool:
     """Whether a killed deploy may have left the services on another release than the current one."""
     left = attempt.interrupted
-    switching = left.get("stage") in ("switching", "services", "confirming", "going back")
-    return switching and not left["started"] < str(current.meta.get("confirmed"))
+    return left.get("stage") in SWITCHING and not left["started"] < str(current.meta.get("confirmed"))
 
 
 def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | None) -> Release:
@@ -2822,23 +2830,31 @@ def rollback(machine: Machine, options: argparse.Namespace) -> Result:
 
 def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
     machine, current = attempt.machine, current_release(attempt.machine)
-    release = choose_release(machine, current, wanted)
-    if not current or release == current:
-        return make_result(attempt, "unchanged", f"{release.name} already runs, nothing to do")
+    halfway = current and was_left_switching(attempt, current) and attempt.interrupted["release"] == current.name
+    release = current if current and halfway and not wanted else choose_release(machine, current, wanted)
+    if release == current:  # an earlier rollback, say, was killed before it restarted the services
+        settled = settle_current(attempt)
+        if settled and settled["outcome"] == "deployed":
+            message = f"back on {short(release.commit)}, as a rollback that was interrupted had begun"
+            settled = {**settled, "outcome": "rolled_back_on_request", "message": message}
+        return settled or make_result(attempt, "unchanged", f"{release.name} already runs, nothing to do")
     config = config_of_release(release)
     machine_roles(machine, config)
     attempt.wanted = release.commit
-    log(f"rolling back from {current.name} to {release.name}")
-    keep_files_of(current, config, release)
-    newer = current.name > release.name and current.commit != release.commit
+    log(f"rolling back from {current.name if current else 'nothing'} to {release.name}")
+    left = ""
+    if current:
+        keep_files_of(current, config, release)
+        left = current.commit if current.name > release.name and current.commit != release.commit else ""
+    if left:  # the next boot must not bring back what a person has just left, nor after a power cut in here
+        attempt.state.remember_bad(left, "person", "it was rolled back by hand")
     attempt.schema[release.name] = Background(lambda: schema_ahead(machine, release))  # takes as long as a restart
-    result = switch_and_confirm(attempt, config, release, current if current.is_good else None)
+    result = switch_and_confirm(attempt, config, release, current if current and current.is_good else None)
     if result["outcome"] != "deployed":
         attempt.state.forget_bad(release.commit)
+        attempt.state.forget_bad(left)
         return result
-    if newer:  # the next boot must not bring back what a person has just left
-        attempt.state.remember_bad(current.commit, "person", "it was rolled back by hand")
-    message = f"rolled back from {short(current.commit)} to {short(release.commit)}"
+    message = f"rolled back from {short(attempt.previous)} to {short(release.commit)}"
     return {**result, "outcome": "rolled_back_on_request", "message": message}
 
 

@@ -112,6 +112,79 @@ def test_an_interrupted_switch_to_a_release_that_was_good(app: App, patch: str, 
     assert CONFIRMED not in app.deploy("--commit", first, "--force").log, "once is enough"
 
 
+def two_releases(app: App) -> tuple[str, str]:
+    """Deploy two commits; times in state/ are whole seconds, so what follows begins in a later one."""
+    first = app.deploy().result["commit"]
+    second = app.commit({"code.py": "print(2)\n"})
+    app.deploy()
+    time.sleep(1.1)
+    return first, second
+
+
+@pytest.mark.parametrize("again", [(), ("deploy", "--trigger", "boot"), ("rollback", "nothing-like-it")])
+def test_killed_again_before_what_the_first_kill_left_was_put_right(app: App, again: tuple[str, ...]) -> None:
+    """Services may run another release than the current one until a run has got that far."""
+    first, _ = two_releases(app)
+    killed(app, "script.activate = die", "rollback")
+    if again[:1] == ("rollback",):  # is refused, and puts nothing right either
+        assert app.run(*again).code == 2
+    else:
+        killed(app, "script.Mirror.fetch = die", *again)
+    assert app.run("status").result["interrupted"] is True
+    done = app.deploy("--commit", first, "--force")
+    assert CONFIRMED in done.log
+    assert app.run("status").result["interrupted"] is False
+    assert CONFIRMED not in app.deploy("--commit", first, "--force").log
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_killed_rollback_is_ended_by_the_same_command(app: App, named: bool) -> None:
+    two_releases(app)
+    app.commit({"code.py": "print(3)\n"})
+    app.deploy()
+    time.sleep(1.1)
+    second = app.run("status").result["releases"][1]
+    command = ["rollback", *([second["release"]] if named else [])]
+    killed(app, "script.activate = die", *command)
+    done = app.run(*command)
+    assert (done.code, done.result["outcome"]) == (0, "rolled_back_on_request"), done.log
+    assert CONFIRMED in done.log, "its services were restarted"
+    assert app.revision() == second["commit"], "it went back once, not twice"
+
+
+@pytest.mark.parametrize("patch", ["script.switch = die", "script.activate = die", "script.prune = die"])
+def test_a_boot_does_not_undo_a_killed_rollback(app: App, patch: str) -> None:
+    """The power may go because the release is bad; if nothing was switched yet, there is nothing to undo."""
+    first, second = two_releases(app)
+    killed(app, patch, "rollback")
+    switched = app.revision() == first
+    assert switched is (patch != "script.switch = die")
+    boot = app.run("deploy", "--trigger", "boot")
+    assert boot.code == (10 if switched else 0), boot.log
+    assert app.revision() == (first if switched else second)
+    assert [bad["commit"] for bad in app.run("status").result["bad_commits"]] == [second] * switched
+
+
+def test_a_rollback_from_a_release_whose_mark_is_damaged(app: App) -> None:
+    first, _ = two_releases(app)
+    (app.current / ".release.json").write_text("")
+    assert app.run("rollback").result["outcome"] == "rolled_back_on_request"
+    assert app.revision() == first
+
+
+def test_nothing_stays_of_a_mark_that_was_being_written(app: App) -> None:
+    app.commit({"check": "true\n"})
+    killed(app, "script.os.replace = lambda old, new: die() if 'release.json' in str(new) else os.rename(old, new)")
+    (app.root / "state" / "scripts").mkdir()
+    (app.root / "state" / "scripts" / ".x.py.tmp-1").touch()
+    app.deploy()
+    app.commit({"code.py": "print(2)\n"})
+    confirming = "script.Release.confirm = lambda self: (setattr(script.os, 'replace', die), confirm(self))\n"
+    killed(app, "confirm = script.Release.confirm\n" + confirming)
+    app.deploy()
+    assert [str(path) for path in app.root.rglob("*.tmp-*")] == []
+
+
 # The kernel ends one process when memory is short: the script, say, and not the git that it waits for.
 KILLED_ALONE = """
     real = script.run
