@@ -630,12 +630,13 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Whether an error, or the output of a command that failed, says that there was no space."""
+def is_disk_full(error: Exception) -> str:
+    """The words in which an error, or the output of a command that failed, says that there was no space."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return os.strerror(error.errno) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     text = f"{error} {getattr(error, 'detail', '')}"
-    return bool(re.search("no space left on device|disk quota exceeded", text, re.IGNORECASE))
+    found = re.search("no space left on device|disk quota exceeded|database or disk is full", text, re.IGNORECASE)
+    return found[0] if found else ""
 
 
 def free_bytes(path: Path) -> int:
@@ -644,6 +645,12 @@ def free_bytes(path: Path) -> int:
 
 def megabytes(number: int) -> str:
     return f"{number / 1e6:.0f} MB" if number >= 1e7 else f"{number / 1e6:.1f} MB"
+
+
+def free_space(path: Path) -> str:
+    """`12 MB free`, and how many files, where their number is limited."""
+    about = os.statvfs(path)
+    return f"{megabytes(free_bytes(path))} free" + (f", for {about.f_favail} files" if about.f_files else "")
 
 
 @contextlib.contextmanager
@@ -1021,7 +1028,10 @@ class State:
         self.bad.pop(commit, None)
         self.bad[commit] = {"kind": kind, "why": why, "when": now()}
         self.bad = dict(list(self.bad.items())[-50:])
-        self.save()
+        try:
+            self.save()
+        except OSError as error:  # then it is tried once more; what became of the deploy matters more
+            log.warning(f"{short(commit)} could not be remembered as bad: {error.strerror}")
 
     def forget_bad(self, commit: str) -> None:
         if self.bad.pop(commit, None):
@@ -1195,8 +1205,12 @@ class Mirror:
             setting = ("core.fsync", "all") if git_version() >= [2, 36] else ("core.fsyncObjectFiles", "true")
             self.git("config", *setting)
             self.git("config", "gc.autoDetach", "false")
+        self.remove_leftovers()
+
+    def remove_leftovers(self, also_objects: bool = False) -> None:
+        """Remove git's locks and temporary files; those of single objects only if asked, as it takes longer."""
         for folder, folders, names in os.walk(self.path):
-            if os.path.basename(folder) == "objects":
+            if os.path.basename(folder) == "objects" and not also_objects:
                 folders[:] = [name for name in folders if len(name) > 2]  # not the hundreds that only hold objects
             for name in names:
                 if name.endswith(".lock") or name.startswith("tmp_"):
@@ -1208,7 +1222,10 @@ class Mirror:
         try:
             options = ("--quiet", "--no-tags", "--no-auto-maintenance")  # that is tidy()'s, and may take minutes
             done = self.git("fetch", *options, "--", self.url, refspec, timeout=timeout, check=False)
+            if done.code != 0:  # git leaves what it has got so far, and with it a full disk
+                self.remove_leftovers(also_objects=True)
         except CommandError as error:
+            self.remove_leftovers(also_objects=True)
             if "took longer" not in str(error):
                 raise
             raise Unreachable(f"{self.url}: git fetch was not done within {timeout:.1f} s", error.detail) from None
@@ -1216,7 +1233,9 @@ class Mirror:
             raise UsageError(f"{self.url}: has no branch {branch!r}")
         if done.code != 0:
             failed = Unreachable(f"{self.url}: could not be fetched: {reason_of(done.err)}", tail(done.err))
-            raise DeployError(str(failed), failed.detail) if is_disk_full(failed) else failed
+            if is_disk_full(failed):
+                raise DeployError(f"{self.url}: could not be fetched: {is_disk_full(failed)}", failed.detail)
+            raise failed
         tip = self.resolve(f"refs/heads/{branch}")
         if not tip:
             raise CommandError(f"git fetch succeeded but {branch} leads to no commit")
@@ -1292,8 +1311,9 @@ class Mirror:
         except CommandError as error:
             # git says neither why it could not write a file, nor does it leave what it wrote of it
             unwritten = "unable to write file" in error.detail and free_bytes(destination) < self.size(commit.id)
-            if unwritten or free_bytes(destination) < 1_000_000:
-                raise CommandError(f"checking out: {os.strerror(errno.ENOSPC)}", error.detail) from None
+            if is_disk_full(error) or unwritten or free_bytes(destination) < 1_000_000:
+                words = is_disk_full(error) or os.strerror(errno.ENOSPC)
+                raise CommandError(f"checking out: {words}", error.detail) from None
             raise
         finally:
             index.unlink(missing_ok=True)
@@ -2135,8 +2155,12 @@ class Attempt:
     def stage(self, name: str, **fields: Any) -> None:
         """Record how far this deploy has come, for `status`, waiting deploys and the next one."""
         self.stages.append((name, time.monotonic()))
-        if self.options.command in ("deploy", "rollback"):
-            Running(self.machine).write(stage=name, **fields)
+        try:
+            if self.options.command in ("deploy", "rollback"):
+                Running(self.machine).write(stage=name, **fields)
+        except OSError:  # a full disk
+            if not self.is_switched:
+                raise  # from there on the release matters more than what is noted of it
         show_progress(name)
 
     def timings(self) -> dict[str, float]:
@@ -2283,14 +2307,14 @@ def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
     if isinstance(error, OSError):
         message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     if attempt.healthy is None:
-        with contextlib.suppress(DeployError):  # what went wrong first is what counts
+        with contextlib.suppress(DeployError, OSError):  # what went wrong first is what counts
             if attempt.trigger == "boot" or attempt.interrupted:
                 settle_current(attempt)
             else:
                 attempt.services, problem = observe(attempt.machine, current_release(attempt.machine))
                 attempt.healthy = not problem
     if is_disk_full(error):
-        message += f"; {attempt.machine.root} has {megabytes(free_bytes(attempt.machine.root))} free"
+        message += f"; {attempt.machine.root} has {free_space(attempt.machine.root)}"
     if outcome != "broken":
         current = current_release(attempt.machine)
         message += f"; {short(current.commit)} still runs" if current else "; nothing is deployed here yet"
@@ -2681,9 +2705,14 @@ def take_step(
 def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good: Release | None) -> Result:
     """Steps 4 to 7: switch, bring the services, confirm; else go back to the good release."""
     machine = attempt.machine
-    attempt.stage("switching", release=release.name)
-    attempt.is_switched = True
-    switch(machine, release)
+    try:
+        attempt.stage("switching", release=release.name)
+        attempt.is_switched = True
+        switch(machine, release)
+    except (DeployError, OSError):  # a full disk
+        if not release.is_good and current_release(machine) != release:
+            discard(release.path)
+        raise
     since = time.monotonic()
     log(f"switched to {release.name}")
     attempt.stage("services")
@@ -2723,8 +2752,9 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     log(f"going back to {good.name}", Log.WARNING)
     config = config_of_release(good)
     keep_files_of(release, config, good)
-    switch(machine, good)
+    (machine.state / "last.json").unlink(missing_ok=True)  # on a full disk: room for the link; it is written anew
     try:
+        switch(machine, good)
         activate(attempt, config, good, time.monotonic())
     except (DeployError, OSError) as second:
         message = f"{bad} is not healthy ({error}), nor is {short(good.commit)} any more ({second})"

@@ -56,7 +56,7 @@ def contents_of(machine: Machine) -> str:
 @pytest.mark.parametrize(
     ("kilobytes", "says"),
     [
-        (600, "could not be fetched"),
+        (600, "could not be fetched: No space left on device"),
         (4000, "checking out: No space left on device"),
         (0, "No space left"),
     ],
@@ -71,10 +71,27 @@ def test_a_disk_that_fills_up_in(world: World, small: Machine, kilobytes: int, s
     assert re.search(says, done.message), done.message
     assert re.search(r"/srv/app has [0-9.]+ MB free", done.message), done.message
     assert_nothing_happened(small, old, contents)
+    assert small.out("find /srv/app/repo.git -name 'tmp_*'") == ""
     small.sh(f"rm {FILLER}")
     done = small.deploy()
     assert (done.outcome, small.health()["commit"]) == ("deployed", new)
     assert [json.loads(line)["outcome"] for line in lines(small)][-1] == "deployed"
+
+
+@pytest.mark.parametrize(
+    ("files", "says"), [(6, "could not be fetched"), (40, "checking out")], ids=["the fetch", "the checkout"]
+)
+def test_a_file_system_that_takes_no_more_files(world: World, small: Machine, files: int, says: str) -> None:
+    old, contents = small.health(), contents_of(small)
+    new = world.commit({f"static/{number}.txt": "x\n" for number in range(60)})
+    used = int(small.out("df --output=iused /srv/app | tail -1"))
+    small.sh(f"mount -o remount,nr_inodes={used + files} /srv/app")
+    done = small.deploy(expect=10)
+    assert f"{says}: No space left on device" in done.message
+    assert re.search(r"/srv/app has \d+ MB free, for \d+ files", done.message), done.message
+    assert_nothing_happened(small, old, contents)
+    small.sh("mount -o remount,nr_inodes=0 /srv/app")
+    assert small.deploy().result["commit"] == new
 
 
 def add_dependency(world: World) -> str:
