@@ -2019,6 +2019,7 @@ def http_status(url: str, timeout: float) -> tuple[int, str]:
 
 def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: float) -> str:
     """Ask every health URL and run every check once; return what is wrong, or nothing."""
+    deadline = time.monotonic() + timeout
     for role in roles:
         if role.health and machine.is_set_up:
             try:
@@ -2030,7 +2031,7 @@ def probe(machine: Machine, roles: Sequence[Role], release: Release, timeout: fl
         if role.check:
             env = step_environment(machine, release, release.commit)
             try:
-                run(role.check, cwd=release.path, env=env, timeout=min(timeout, 60.0))
+                run(role.check, cwd=release.path, env=env, timeout=min(max(1.0, deadline - time.monotonic()), 60.0))
             except CommandError as error:
                 return f"check of role {role.name} failed: {error}{last_words(error)}"
     return ""
@@ -2093,9 +2094,10 @@ def confirm(machine: Machine, config: Config, release: Release, since: float) ->
 
 
 def probe_watching(
-    machine: Machine, roles: Sequence[Role], release: Release, deadline: float, watch: Callable[[], str]
+    machine: Machine, roles: Sequence[Role], release: Release, deadline: float, watch: Callable[[], str] = str
 ) -> str:
-    """probe(), while `watch` is called: behind a socket, a service that died answers as late as a slow one."""
+    """probe(), at most until the deadline; meanwhile `watch` is called: behind a socket, a service that died
+    answers as late as a slow one."""
     asking = Background(lambda: probe(machine, roles, release, max(1.0, deadline - time.monotonic())))
     asking.join(0.5)
     while asking.is_alive() and time.monotonic() < deadline + 1:  # an answer may also drip in for ever
@@ -2583,7 +2585,7 @@ def settle_current(attempt: Attempt) -> Result | None:
         attempt.services = bring_services(machine, config, 0.0, restart=False)
         if any(service["action"] != "none" for service in attempt.services) or attempt.trigger == "boot":
             confirm(machine, config, current, 0.0)
-        elif probe(machine, roles, current, 10.0):
+        elif probe_watching(machine, roles, current, time.monotonic() + 10.0):
             # it was good and answers no more: one restart, as a person would try first
             log.warning(f"{short(current.commit)} runs but is not healthy: restarting its services")
             since = time.monotonic()
@@ -2744,6 +2746,7 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     """The release is unhealthy: serve the good one again and remember the commit as bad."""
     machine = attempt.machine
     attempt.healthy = False
+    end_leftovers(os.environ["DEPLOY_RUN"])  # what a check did not end
     bad = short(release.commit)
     if not good:
         message = f"{bad} is not healthy and there is no good release to go back to: {error}"
@@ -2914,7 +2917,7 @@ def observe(machine: Machine, current: Release | None) -> tuple[list[dict[str, s
     states = unit_states(units + reloads)
     services = [{"unit": unit, "state": state["ActiveState"], "action": "none"} for unit, state in states.items()]
     down = [f"{service['unit']} is {service['state']}" for service in services if service["state"] != "active"]
-    return services, down[0] if down else probe(machine, roles, current, 10.0)
+    return services, down[0] if down else probe_watching(machine, roles, current, time.monotonic() + 10.0)
 
 
 def status(machine: Machine, options: argparse.Namespace) -> Result:

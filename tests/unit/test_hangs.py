@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -18,27 +20,31 @@ def command_lines() -> str:
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
-def test_a_remote_that_accepts_and_says_nothing(app: App) -> None:
+@pytest.mark.parametrize("scheme", ["git", "ssh", "http", "https"])
+def test_a_remote_that_accepts_and_says_nothing(app: App, scheme: str) -> None:
     app.deploy()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"git://127.0.0.1:{silent.getsockname()[1]}/app.git"
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/app.git"
         began = time.monotonic()
         command = [word.replace(f"file://{app.origin}", url) for word in app.command("--fetch-timeout", "2")]
-        done = subprocess.run(command, env=app.environment(), capture_output=True, text=True, timeout=60, check=False)
+        environment = {**app.environment(), "GIT_ALLOW_PROTOCOL": scheme}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert time.monotonic() - began < 15
     result = json.loads(done.stdout)
     assert (done.returncode, result["outcome"]) == (75, "unreachable")
     assert f"{url}: git fetch was not done within 2.0 s" in result["message"]
-    assert url not in command_lines()
+    place = url.partition("//")[2]
+    assert place not in command_lines() and f"-p {place.partition(':')[2][:-8]} " not in command_lines()
 
 
 @pytest.mark.parametrize(
     "script",
     [
-        'trap "" TERM; sleep 46.11 & while :; do sleep 46.11; done',
-        "setsid sleep 46.11 & sleep 46.11",
+        'trap "" TERM; while :; do sleep 46.11; done & while :; do sleep 46.11; done; sleep 46.11',
+        "setsid sleep 46.22 & sleep 46.22",
+        "trap '' TERM; setsid sh -c '(setsid sleep 46.33 &); sleep 46.33; :' & sleep 46.33",
     ],
-    ids=["ignores TERM", "a child in a session of its own"],
+    ids=["ignores TERM", "a child in a session of its own", "a daemon that ignores TERM"],
 )
 def test_a_step_that_does_not_want_to_end(app: App, script: str) -> None:
     good = app.deploy().result["commit"]
@@ -47,7 +53,7 @@ def test_a_step_that_does_not_want_to_end(app: App, script: str) -> None:
     done = app.deploy(expect=10)
     assert time.monotonic() - began < 20
     assert "step slow failed: sh slow.sh took longer than 1 s and was ended" in done.result["message"]
-    assert "sleep 46.11" not in command_lines()
+    assert script[-11:] not in command_lines(), "each has a number of its own"
     assert app.revision() == good
 
 
@@ -83,6 +89,50 @@ def test_a_check_that_does_not_end(app: App) -> None:
     assert "sleep 45.11 took longer than" in done.result["message"]
     assert "sleep 45.11" not in command_lines()
     assert app.revision() == good
+
+
+def test_a_check_that_leaves_a_daemon(app: App) -> None:
+    app.deploy()
+    text = DEPLOY_INI.replace("[deploy]", "[deploy]\nhealth_timeout = 2").replace(
+        "[role web]", "[role web]\ncheck = sh check.sh\n"
+    )
+    app.commit({"deploy.ini": text, "check.sh": "setsid sleep 43.11 & sleep 43.11\n"})
+    app.deploy(expect=11)
+    assert "sleep 43.11" not in command_lines()
+
+
+def test_a_health_check_of_what_runs_whose_answer_drips_in(app: App) -> None:
+    """No deploy waits for this one, but `status` does, and a deploy with nothing new."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dripping = threading.Event()
+        threading.Thread(target=answer, args=(server, dripping), daemon=True).start()
+        health = f"[role web]\nhealth = http://127.0.0.1:{server.getsockname()[1]}/\n"
+        others = "[role scheduler]\nservices =\n[role frontend]\nservices =\nreload =\n"
+        text = DEPLOY_INI.replace("[role web]\n", health).replace("services = worker.service\n", others)
+        (app.root / "machine.ini").write_text("[machine]\nname = one\nroles = web\n")  # else no URL is asked
+        app.commit({"deploy.ini": text.replace("[deploy]", "[deploy]\nhealth_timeout = 2")})
+        app.deploy()
+        dripping.set()
+        began = time.monotonic()
+        assert app.run("status").result["problem"] == "the health check does not end"
+        assert app.deploy(expect=12).result["outcome"] == "broken"
+        assert time.monotonic() - began < 45
+
+
+def answer(server: socket.socket, dripping: threading.Event) -> None:
+    """Answer 200, or without an end."""
+    kept = []
+    with contextlib.suppress(OSError):
+        while True:
+            server.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                client, _ = server.accept()
+                client.recv(1000)
+                client.sendall(b"HTTP/1.1 200 OK\r\n" + b"\r\n" * (not dripping.is_set()))
+                kept += [client] if dripping.is_set() else client.close() or []
+            for client in kept:
+                with contextlib.suppress(OSError):
+                    client.sendall(b"x")
 
 
 def test_a_deploy_that_is_killed_leaves_no_step_behind_after_the_next(app: App) -> None:
