@@ -2787,7 +2787,7 @@ def finish(attempt: Attempt, config: Config, release: Release) -> None:
 
 
 def remove_old_scripts(machine: Machine) -> None:
-    for script in (machine.state / "scripts").glob("*.py"):
+    for script in (machine.state / "scripts").glob("*.*"):  # half-written ones, too
         if script.stat().st_mtime < time.time() - 86400:  # a push may just have put one there
             for path in (script, *script.parent.glob(f"__pycache__/{script.stem}.*")):
                 path.unlink()

@@ -63,8 +63,9 @@ MARKER = "deploy-machine started "  # proves that the far side ran; followed by 
 # no bytecode of a program that it runs by its path, and compiling this one takes as long as a fetch may: so the
 # loader compiles it once and runs it as a module. The file is named by its content, so the two always fit.
 LOADER = f"""\
-import os, sys, time
+import os, signal, sys, time
 root, size, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+signal.alarm(120)  # of a connection that stalls nothing stays
 data = sys.stdin.buffer.read(size)
 if sys.version_info < (3, 9):
     sys.exit("loader: Python 3.9 or newer is needed there, but python3 is %d.%d" % sys.version_info[:2])
@@ -75,16 +76,20 @@ path = os.path.join(folder, name)
 
 def keep():
     import importlib.util, py_compile
-    with open(path + ".%d.tmp" % os.getpid(), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    bytecode = importlib.util.cache_from_source(path)
+    temporary, bytecode = path + ".%d.tmp" % os.getpid(), importlib.util.cache_from_source(path)
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    if py_compile.compile(file.name, bytecode, path, invalidation_mode=mode):
-        with open(bytecode, "rb") as compiled:
-            os.fsync(compiled.fileno())
-    os.replace(file.name, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if py_compile.compile(temporary, bytecode, path, invalidation_mode=mode):
+            with open(bytecode, "rb") as compiled:
+                os.fsync(compiled.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 def is_kept():
     try:
@@ -100,8 +105,9 @@ try:
     os.makedirs(folder, exist_ok=True)
     is_kept() or keep()
 except OSError as error:
-    sys.exit("loader: " + str(error.filename) + ": " + str(error.strerror))
+    sys.exit("loader: " + str(error.filename or path) + ": " + str(error.strerror))
 print("{MARKER}" + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), flush=True)
+signal.alarm(0)
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 command = [sys.executable, "-m", name[:-3]] + sys.argv[4:] + ["--root", root]
 os.execve(sys.executable, command, dict(os.environ, PYTHONPATH=folder))

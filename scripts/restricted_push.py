@@ -21,6 +21,7 @@ import os
 import pwd
 import re
 import shlex
+import signal
 import sys
 import syslog
 import time
@@ -92,12 +93,14 @@ def environment() -> dict[str, str]:
 
 
 def throw_away(size: int) -> None:
-    """Read that many bytes from stdin."""
+    """Read that many bytes from stdin; of a connection that stalls meanwhile nothing stays."""
+    signal.alarm(120)
     while size > 0:
         data = os.read(0, min(size, 65536))
         if not data:
             sys.exit("loader: the connection ended before the script had arrived")
         size -= len(data)
+    signal.alarm(0)
 
 
 def main() -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -235,9 +236,44 @@ def test_a_result_that_was_not_this_push_is_not_taken_for_it() -> None:
     assert push_deploy.find_own([earlier, boot], "2026-01-02T00:00:00Z") is None
 
 
+# --- what runs on the machine, to take the script ----------------------------------------------------
+
+
+def loader(root: Path, before: str = "", wait: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the loader with a script of five bytes; `before` is run ahead of it, and `wait` sends nothing."""
+    program = before + push_deploy.LOADER.replace("alarm(120)", "alarm(1)")
+    command = [sys.executable, "-c", program, str(root), "5", "x.py"]
+    read, write = os.pipe()
+    try:
+        given: dict[str, Any] = {"stdin": read} if wait else {"input": "pass\n"}
+        return subprocess.run(command, **given, capture_output=True, text=True, timeout=20, check=False)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_the_loader_becomes_the_script(tmp_path: Path) -> None:
+    done = loader(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(push_deploy.MARKER)
+    assert (tmp_path / "state/scripts/x.py").read_text() == "pass\n"
+
+
+def test_a_connection_that_stalls_leaves_no_loader_behind(tmp_path: Path) -> None:
+    assert loader(tmp_path, wait=True).returncode == -14
+
+
+def test_the_loader_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    full = "import errno, os\ndef fails(*_): raise OSError(errno.ENOSPC, 'No space left on device')\nos.fsync = fails\n"
+    done = loader(tmp_path, full)
+    assert done.returncode == 1
+    assert done.stderr == f"loader: {tmp_path}/state/scripts/x.py: No space left on device\n"
+    assert list((tmp_path / "state/scripts").iterdir()) == []
+
+
 def load(root: Path, data: bytes) -> subprocess.CompletedProcess[bytes]:
     """What a push runs on the machine, with data as the script that it carries."""
-    name = f"{hash(data) & 0xFFFFFFFFFFFFFFFF:016x}.py"
+    name = f"{hashlib.sha256(data).hexdigest()[:16]}.py"
     command = [sys.executable, "-c", push_deploy.LOADER, str(root), str(len(data)), name, "plan", "--show-config"]
     return subprocess.run(command, input=data, capture_output=True, check=False)
 
