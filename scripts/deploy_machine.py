@@ -44,6 +44,7 @@ import fcntl
 import filecmp
 import hashlib
 import importlib
+import io
 import json
 import os
 import pwd
@@ -967,7 +968,7 @@ def read_machine_ini(path: Path) -> dict[str, str]:
 def check_url(url: str) -> str:
     if url.startswith("-") or any(ord(char) < 33 for char in url):
         raise UsageError(f"repository {url!r}: not an address that git could fetch from")
-    if re.match(r"https?://[^/@]*:[^/@]*@", url):
+    if re.match(r"https?://([^/@]*:[^/@]*|[^/@]{20,})@", url):  # so long a name is a token
         raise UsageError("the repository's address holds a password, which logs and `ps` would show: use a deploy key")
     return url
 
@@ -1085,7 +1086,7 @@ def is_result(value: Any) -> bool:
         return False
     types: dict[str, Any] = dict.fromkeys(("started", "trigger", "outcome", "message"), str)
     types |= {"commit": (str, type(None)), "seconds": (int, float)}
-    return all(isinstance(value.get(key), kind) for key, kind in types.items())
+    return all(isinstance(value.get(key), kind) for key, kind in types.items()) and abs(value["seconds"]) < 1e9
 
 
 # --- lock ---------------------------------------------------------------------------------------
@@ -2176,8 +2177,9 @@ class Attempt:
 
 def new_attempt(machine: Machine, options: argparse.Namespace) -> Attempt:
     must_own(machine)
-    for directory in (machine.releases, machine.envs, machine.state, machine.root / "shared"):
+    for directory in (machine.releases, machine.envs, machine.root / "shared"):
         directory.mkdir(exist_ok=True)
+    machine.state.mkdir(mode=0o750, exist_ok=True)  # what failed steps printed is not for everybody
     if machine.is_set_up:
         log.use_journal()
     log.fields["DEPLOY_TRIGGER"] = options.trigger
@@ -2988,7 +2990,8 @@ def print_status(result: Result) -> None:
     if result["interrupted"]:
         print("  note      the last deploy was interrupted; the next one cleans up after it")
     last = result["last"] or {}
-    for warning in last.get("warnings", []) if last.get("release") == result["release"] else []:
+    warnings = last.get("warnings") if last.get("release") == result["release"] else None
+    for warning in warnings if isinstance(warnings, list) else []:
         print(f"  warning   {warning}")
     for bad in result["bad_commits"]:
         print(f"  bad       {short(bad['commit'])}: {bad['why']} ({bad['when']})")
@@ -3096,7 +3099,10 @@ def main_inner(arguments: Sequence[str]) -> int:
         if options.json:
             write_all(1, json.dumps(result) + "\n")
         elif options.command in PRINTERS:
-            PRINTERS[options.command](result)
+            text = io.StringIO()
+            with contextlib.redirect_stdout(text):
+                PRINTERS[options.command](result)
+            write_all(1, printable(text.getvalue()))
     return EXIT_CODES[result["outcome"]] if "outcome" in result else 0
 
 

@@ -727,7 +727,8 @@ def make_parser() -> argparse.ArgumentParser:
     name = checked(r"[A-Za-z][A-Za-z0-9-]*", "a machine name: letters, digits and -")
     role = checked(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a role name")
     url = checked(
-        r"(?!-)(?!https?://[^/@]*:[^/@]*@)\S+", "an address that git could fetch from without a password in it"
+        r"(?!-)(?!https?://([^/@]*:[^/@]*|[^/@]{20,})@)\S+",
+        "an address that git could fetch from without a password in it",
     )
     user = checked(r"[a-z_][a-z0-9_-]*", "a user name")
     root = checked(r"/[A-Za-z0-9_./-]*[A-Za-z0-9_-]", "an absolute path of letters, digits, . _ and -")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -122,7 +122,7 @@ JSON = st.recursive(
 NAMES = (
     "schema machine roles trigger outcome commit wanted previous release started seconds steps services healthy message"
 )
-FIELDS = st.sampled_from([*NAMES.split(), "detail", "running", "attempts", "bad", "kind", "why", "when"])
+FIELDS = st.sampled_from([*NAMES.split(), "detail", "warnings", "running", "attempts", "bad", "kind", "why", "when"])
 STEPS = st.lists(
     st.dictionaries(
         st.sampled_from(["name", "result", "seconds", "why"]), st.one_of(JSON, st.sampled_from(["ran", "failed"]))
@@ -231,8 +231,12 @@ def machine_in(folder: Path) -> Any:
     )
 
 
+WHOLE = {"schema": 1, "outcome": "failed", "trigger": "cd", "started": "2026", "message": "", "commit": None}
+
+
 @fuzz
 @given(JSON_TEXT, st.lists(JSON_TEXT, max_size=4), JSON_TEXT, JSON_TEXT)
+@example("", [json.dumps({**WHOLE, "seconds": 10**400})], json.dumps({"schema": 1, "warnings": 5}), "")
 def test_state_and_history(folder: Path, state: str, history: list[str], last: str, running: str) -> None:
     """Damaged or forged files below state/: status, history and the next deploy go on."""
     machine = machine_in(folder)

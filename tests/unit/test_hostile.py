@@ -64,6 +64,21 @@ def test_what_a_step_prints_cannot_steer_a_terminal(app: App) -> None:
     assert "\x1b[31mred\x1b[0m \\x1b]0;title\\x07" in done.log, "colours stay, and what was there can be seen"
 
 
+def test_what_status_history_and_plan_print_cannot_either(app: App) -> None:
+    good = app.deploy().result["commit"]
+    text = DEPLOY_INI.replace("[deploy]", "[deploy]\nhealth_timeout = 1")
+    check = "check = sh -c 'printf \"\\033]0;title\\007\\n\"; exit 1'\n"
+    app.commit({"deploy.ini": text.replace("[role web]\n", f"[role web]\n{check}")})
+    app.deploy(expect=11)
+    app.commit({"deploy.ini": DEPLOY_INI + "[step x]\nrun = echo \x1b]0;title\x07\n"})
+    for command in ("status", "history", "plan"):
+        words = [word for word in app.command(command) if word != "--json"]
+        done = subprocess.run(words, env=app.environment(), capture_output=True, text=True, check=True)
+        assert "\\x1b]0;title\\x07" in done.stdout or command == "history"
+        assert "\x1b]" not in done.stdout and "\x07" not in done.stdout, command
+    assert app.revision() == good
+
+
 # --- links -----------------------------------------------------------------------------------------
 
 
@@ -244,8 +259,9 @@ def test_a_deploy_ini_that_is_no_text(app: App) -> None:
     assert "holds a NUL character" in app.deploy(expect=10).result["message"]
 
 
-def test_an_address_with_a_password_is_refused_and_not_repeated(app: App) -> None:
-    (app.root / "machine.ini").write_text("[machine]\nname = x\nrepo = https://bot:hunter2@git.example.com/app.git\n")
+@pytest.mark.parametrize("who", ["bot:hunter2", "ghp_hunter2hunter2hunter2hunter2hunter2hunt"])
+def test_an_address_with_a_password_is_refused_and_not_repeated(app: App, who: str) -> None:
+    (app.root / "machine.ini").write_text(f"[machine]\nname = x\nrepo = https://{who}@git.example.com/app.git\n")
     command = [word for word in app.command("deploy") if not word.startswith(("--repo", "file://"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
