@@ -2271,7 +2271,7 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
 
     def while_waiting(stage: str) -> None:
         # A push that came first waits for systemd to start services, and systemd waits for us.
-        if stage in ("services", "confirming"):
+        if stage in ("services", "confirming", "settling"):
             attempt.ready()
 
     try:
@@ -2583,6 +2583,7 @@ def settle_current(attempt: Attempt) -> Result | None:
     if not current.is_good or was_left_switching(attempt, current):
         log(f"{short(current.commit)} was switched to but not confirmed: an earlier deploy was interrupted")
         return switch_and_confirm(attempt, config, current, good_release_before(machine, current))
+    attempt.stage("settling")
     try:
         attempt.services = bring_services(machine, config, 0.0, restart=False)
         if any(service["action"] != "none" for service in attempt.services) or attempt.trigger == "boot":

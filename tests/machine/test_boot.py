@@ -222,6 +222,22 @@ def test_a_push_during_the_boot_waits_and_finds_nothing_to_do(world: World) -> N
     assert frontend.health() == {"status": 200, "commit": newest}
 
 
+def test_a_push_that_came_first_and_finds_nothing_to_do_can_start_the_services(world: World) -> None:
+    """It waits for systemd to start them, systemd for the boot's deploy, and that for the push."""
+    frontend = world.boot("frontend")
+    units = ["gunicorn.service", "nginx.service", UNIT]
+    frontend.run("systemctl", "stop", *units)
+    slow = "s/^    deadline = time.monotonic() + machine.fetch_timeout/&; time.sleep(4)/"
+    frontend.out(f"sed '{slow}' /srv/app/bin/deploy_machine.py > /var/tmp/slow.py && grep -q sleep.4 /var/tmp/slow.py")
+    frontend.run("systemd-run", "--unit=push", "--uid=deploy", "python3", "/var/tmp/slow.py", "--root=/srv/app")
+    running = frontend.root / "srv/app/state/running.json"
+    frontend.wait_until(running.exists, "the push has not begun", 20, 0.05)
+    frontend.run("systemctl", "start", "--no-block", *units)
+    assert frontend.wait_for_startup() == "exited"
+    assert frontend.health()["status"] == 200
+    assert [last(frontend)[key] for key in ("trigger", "outcome")] == ["boot", "unchanged"]
+
+
 def test_progress_is_shown_while_it_boots(world: World) -> None:
     frontend = off(world)
     world.commit({"board/migrations/0002_wait.py": MIGRATION_THAT_WAITS.replace("sleep(1)", "sleep(5)")})
