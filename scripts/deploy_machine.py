@@ -2271,7 +2271,7 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
 
     def while_waiting(stage: str) -> None:
         # A push that came first waits for systemd to start services, and systemd waits for us.
-        if stage in ("services", "confirming", "settling"):
+        if stage in ("services", "confirming", "going back", "settling"):
             attempt.ready()
 
     try:
