@@ -170,9 +170,10 @@ MIGRATE = """\
 import os, runpy, sys, time
 mode, machine, limit = sys.argv[1], sys.argv[2], float(sys.argv[3])
 sys.argv, sys.path[0] = sys.argv[4:], os.getcwd()
-TRY = "SELECT pg_try_advisory_lock(1684369516, 1)"  # any two numbers that everybody uses
+TRY = "SELECT pg_try_advisory_xact_lock(1684369516, 1)"  # any two numbers that everybody uses
 HOLDER = (
-    "SELECT application_name, to_char(backend_start AT TIME ZONE 'UTC', 'HH24:MI:SS') FROM pg_stat_activity"
+    "SELECT application_name, coalesce(to_char(backend_start AT TIME ZONE 'UTC', 'HH24:MI:SS') || ' UTC', 'some time')"
+    " FROM pg_stat_activity"
     " JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND classid = 1684369516 AND objid = 1 AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
@@ -184,16 +185,26 @@ def notice_dead_clients(connection, **_):
             for name, value in ("idle", 10), ("interval", 5), ("count", 3):
                 cursor.execute("SET tcp_keepalives_%s = %d" % (name, value))
 
-def take_lock(cursor, database):
+def take_lock(own):
+    # For a transaction: a pooler (PgBouncer) may give the session, and its locks, to others between transactions.
     # Asked for again and again: a session that waits inside PostgreSQL holds up CREATE INDEX CONCURRENTLY.
-    end, told = time.monotonic() + limit, None
-    cursor.execute("SELECT set_config('application_name', %s, false)", ["deploy on " + machine])
+    end, told, database = time.monotonic() + limit, None, own.settings_dict["NAME"]
+    own.set_autocommit(False)
     while True:
-        cursor.execute(TRY)
-        if cursor.fetchone()[0]:
-            return
-        cursor.execute(HOLDER)
-        holder = "%s (connected since %s UTC)" % (cursor.fetchone() or ("another session", "just now"))
+        with own.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")  # else it would do so, too
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            cursor.execute("SELECT set_config('application_name', %s, true)", ["deploy on " + machine])
+            cursor.execute(TRY)
+            if cursor.fetchone()[0]:
+                return
+            try:
+                cursor.execute(HOLDER)
+                found = cursor.fetchone()
+            except DatabaseError:
+                found = None  # not everybody may see that
+        own.rollback()
+        holder = "%s (connected since %s)" % (found or ("another session", "some time"))
         if time.monotonic() > end:
             sys.exit("migrations of database %s are locked by %s; waited %g s for it" % (database, holder, limit))
         if holder != told:
@@ -210,9 +221,8 @@ def locked(self, *args, **options):
         return execute(self, *args, **options)
     own = connection.copy()  # migrations may close theirs
     try:
-        with own.cursor() as cursor:
-            take_lock(cursor, own.settings_dict["NAME"])
-            return execute(self, *args, **options)
+        take_lock(own)
+        return execute(self, *args, **options)
     finally:
         own.close()
 
@@ -230,7 +240,7 @@ def ahead(self, *args, **options):
 
 try:
     from django.core.management.base import BaseCommand
-    from django.db import connections
+    from django.db import DatabaseError, connections
     from django.db.backends.signals import connection_created
 except ImportError:
     pass  # manage.py itself will say what is missing

@@ -12,6 +12,10 @@ from lab.machine import Machine
 from lab.world import World
 
 
+def ask(world: World, query: str) -> str:
+    return world.machine("services").out(f'psql -qtAc "{query}" board', user="postgres")
+
+
 @pytest.fixture
 def both(world: World) -> tuple[Machine, Machine]:
     return world.boot("scheduler"), world.boot("frontend")
@@ -58,16 +62,33 @@ def test_a_failing_migration_leaves_the_old_release_and_a_free_lock(
 def test_a_lock_that_stays_held_ends_the_step_and_says_who_holds_it(world: World) -> None:
     frontend = world.boot("frontend")
     old = frontend.health()
-    holder = someone_holds_the_lock(world, 60)
+    holder = someone_holds_the_lock(world, 90)
     try:
-        world.commit({"deploy.ini": (world.clone / "deploy.ini").read_text() + "[step migrate]\ntimeout = 4\n"})
+        world.commit({"deploy.ini": (world.clone / "deploy.ini").read_text() + "[step migrate]\ntimeout = 15\n"})
         Migrations(world).add("slow")
         done = frontend.deploy(expect=10)
+        ask(world, "revoke select on pg_stat_activity from public")
+        nobody_says = frontend.deploy(expect=10)
     finally:
         holder.kill()
     assert "step migrate failed" in done.message
-    assert "migrations of database board are locked by somebody" in done.message
+    assert "migrations of database board are locked by somebody (connected since some time)" in done.message
+    assert "migrations of database board are locked by another session" in nobody_says.message
     assert frontend.health() == old
+
+
+def test_the_lock_belongs_to_a_transaction(world: World) -> None:
+    """PgBouncer (pool_mode = transaction) lends a session, and a lock of the session, to others in between."""
+    frontend = world.boot("frontend")
+    Migrations(world).add("slow", seconds=4)
+    command = [*frontend.argv("deploy"), "/srv/app/bin/deploy_machine.py"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    holders = "select state from pg_stat_activity join pg_locks using (pid) where locktype = 'advisory' and granted"
+    seen: set[str] = set()
+    while process.poll() is None:
+        seen.update(ask(world, holders).split("\n"))
+    assert process.communicate()[1].count("deployed from") == 1
+    assert seen == {"", "idle in transaction"}
 
 
 def test_a_machine_that_loses_its_power_in_a_migration_frees_the_lock(
