@@ -2775,7 +2775,8 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     except (DeployError, OSError) as second:
         message = f"{bad} is not healthy ({error}), nor is {short(good.commit)} any more ({second})"
         raise Broken(message, getattr(second, "detail", "") or error.detail) from None
-    attempt.state.remember_bad(release.commit, "unhealthy", str(error))
+    with contextlib.suppress(OSError):  # a full disk: the next run finds out again
+        attempt.state.remember_bad(release.commit, "unhealthy", str(error))
     message = f"{bad} was not healthy: {error}; {short(good.commit)} serves again"
     discard(release.path)
     return make_result(attempt, "rolled_back", message, error.detail)

@@ -10,19 +10,24 @@ import time
 
 import pytest
 
-from small_app import DEPLOY_INI, SCRIPT, App
+from small_app import DEPLOY_INI, SCRIPT, App, Outcome
 
 
-def killed(app: App, patch: str, *arguments: str) -> None:
-    """Run a deploy in which `patch` replaces a function of the script by one that dies in it."""
+def patched(app: App, patch: str, *arguments: str) -> Outcome:
+    """Run a deploy in which `patch` replaces a function of the script."""
     wrapper = app.root.parent / "wrapper.py"
     wrapper.write_text(
-        "import os, signal, sys\n"
+        "import errno, os, signal, sys\n"
         f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "import deploy_machine as script\n"
         "def die(*_, **__):\n    os.kill(os.getpid(), signal.SIGKILL)\n" + textwrap.dedent(patch) + "\nscript.main()\n"
     )
-    done = app.run(*arguments or ("deploy",), script=wrapper)
+    return app.run(*arguments or ("deploy",), script=wrapper)
+
+
+def killed(app: App, patch: str, *arguments: str) -> None:
+    """The same, where the new function dies."""
+    done = patched(app, patch, *arguments)
     assert done.code == -signal.SIGKILL, done.log
 
 
@@ -183,6 +188,32 @@ def test_nothing_stays_of_a_mark_that_was_being_written(app: App) -> None:
     killed(app, "confirm = script.Release.confirm\n" + confirming)
     app.deploy()
     assert [str(path) for path in app.root.rglob("*.tmp-*")] == []
+
+
+FULL_ONCE_SWITCHED = """
+    real = script.switch
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    def switch(*arguments):
+        real(*arguments)
+        script.write_file = full
+    script.switch = switch
+"""
+
+
+def test_a_disk_that_fills_up_after_the_switch_holds_up_nothing(app: App) -> None:
+    """Half-way, services would run another release than the current one, or an unhealthy one would stay."""
+    ini = DEPLOY_INI.replace("[role web]", "[role web]\ncheck = test -e well")
+    ini = ini.replace("shared", "health_timeout = 1\nshared")
+    first = app.commit({"deploy.ini": ini, "well": ""})
+    done = patched(app, FULL_ONCE_SWITCHED)
+    assert (done.code, done.result["outcome"]) == (0, "deployed"), done.log
+    app.deploy()
+    bad = app.commit({"well": None})
+    done = patched(app, FULL_ONCE_SWITCHED)
+    assert (done.code, done.result["outcome"]) == (11, "rolled_back"), done.log
+    assert app.revision() == first
+    assert app.deploy(expect=11).result["wanted"] == bad
 
 
 # The kernel ends one process when memory is short: the script, say, and not the git that it waits for.
