@@ -2337,8 +2337,9 @@ def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
 
 def with_warnings(attempt: Attempt, result: Result) -> Result:
     """Where an older release stays or comes back, say so if the database has moved on without it."""
-    current = current_release(attempt.machine)
-    if not current or result["outcome"] in ("deployed", "unchanged", "superseded"):
+    current, options = current_release(attempt.machine), attempt.options
+    chosen = options.commit or options.force or options.command == "rollback"  # else it is the branch's newest
+    if not current or (result["outcome"] in ("deployed", "unchanged", "superseded") and not chosen):
         return result
     warning = (attempt.schema.get(current.name) or Background(lambda: schema_ahead(attempt.machine, current))).result()
     if warning:

@@ -132,9 +132,14 @@ def test_a_boot_with_code_older_than_the_schema_says_so(world: World, both: tupl
     assert "the database is ahead" not in frontend.out("/srv/app/bin/deploy_machine.py status", user="deploy")
 
 
-def test_a_rollback_behind_a_migration_says_so(world: World) -> None:
+def test_a_rollback_or_an_older_commit_behind_a_migration_says_so(world: World) -> None:
     frontend = world.boot("frontend")
     name = Migrations(world).add("slow", seconds=0)
     assert "warnings" not in frontend.deploy().result
     back = frontend.deploy("rollback")
-    assert back.result["warnings"] == [f"the database is ahead of {back.result['commit'][:8]}: board.{name}"]
+    warnings = [f"the database is ahead of {back.result['commit'][:8]}: board.{name}"]
+    assert back.result["warnings"] == warnings
+    assert "warnings" not in frontend.deploy().result
+    for outcome in ("deployed", "unchanged"):
+        chosen = frontend.deploy("--commit", back.result["commit"], "--force")
+        assert (chosen.outcome, chosen.result.get("warnings")) == (outcome, warnings)
