@@ -125,6 +125,42 @@ def test_a_key_is_no_longer_valid(app: App, keys: Keys) -> None:
     refused(app)
 
 
+def test_a_merge_counts_by_its_own_signature(app: App, keys: Keys) -> None:
+    app.git("checkout", "-q", "-b", "side")
+    unsigned = app.commit({"src/b": "b\n"})
+    app.git("checkout", "-q", "main")
+    signed = keys.commit("alice")
+    app.deploy()
+    app.git("merge", "-q", "--no-ff", "-m", "merge", "side")
+    assert "is not signed" in refused(app).result["message"]
+    sign = ["-c", "gpg.format=ssh", "-c", f"user.signingkey={keys.folder}/alice.pub"]
+    app.git(*sign, "tag", "-s", "-m", "a tag is no commit", "v1")
+    assert "is not signed" in refused(app).result["message"]
+    assert app.revision() == signed
+    app.git(*sign, "commit", "-q", "--amend", "--no-edit", "-S")
+    app.deploy()
+    merge = app.revision()
+    assert "is not signed" in refused(app, "--commit", unsigned, "--force").result["message"]
+    assert app.revision() == merge
+
+
+@pytest.mark.parametrize("form", ["of a file", "of PGP"])
+def test_a_signature_of_another_kind(app: App, keys: Keys, form: str) -> None:
+    app.commit(HOSTILE)
+    text = app.git("cat-file", "commit", "HEAD") + "\n"
+    signature = "-----BEGIN PGP SIGNATURE-----\n\nabcd\n-----END PGP SIGNATURE-----"
+    if form == "of a file":
+        command = ["ssh-keygen", "-q", "-Y", "sign", "-n", "file", "-f", str(keys.folder / "alice")]
+        done = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
+        signature = done.stdout.strip()
+    head, _, body = text.partition("\n\n")
+    signed = head + "\ngpgsig " + signature.replace("\n", "\n ") + "\n\n" + body
+    command = ["git", "hash-object", "-t", "commit", "-w", "--stdin"]
+    done = subprocess.run(command, cwd=app.origin, input=signed, text=True, capture_output=True, check=True)
+    app.git("update-ref", "refs/heads/main", done.stdout.strip())
+    refused(app)
+
+
 def test_an_older_git_is_told_and_nothing_runs(app: App, keys: Keys, tmp_path: Path) -> None:
     keys.commit("alice", HOSTILE)
     folder = tmp_path / ".local" / "bin"  # the first place of what the script calls PATH
