@@ -768,13 +768,8 @@ KEYS = {
 
 def parse_config(text: str, source: str) -> Config:
     """Read a deploy.ini on top of the defaults. Raises UsageError: one line, naming `source`."""
-    parser, own = new_ini_parser(), new_ini_parser()
-    parser.read_string(DEFAULTS)
     with mistakes_in(source):
-        if "\0" in text:
-            raise UsageError("holds a NUL character")
-        own.read_string(text)
-        parser.read_string(text)
+        own, parser = read_ini(text), read_ini(DEFAULTS, text)
         check_sections(own)
         deploy = parser["deploy"]
         roles = [parse_role(name, section) for name, section in sections_of(parser, "role")]
@@ -806,10 +801,16 @@ def mistakes_in(place: object) -> Iterator[None]:
         raise UsageError(f"{place}: {' '.join(str(error).split())}") from None
 
 
-def new_ini_parser() -> configparser.ConfigParser:
-    return configparser.ConfigParser(
+def read_ini(*texts: str) -> configparser.ConfigParser:
+    """Parse ini files, later ones over earlier ones. Raises UsageError or configparser.Error."""
+    parser = configparser.ConfigParser(
         interpolation=None, delimiters="=", inline_comment_prefixes=";", default_section="\0"
     )
+    for text in texts:
+        if "\0" in text:
+            raise UsageError("holds a NUL character")
+        parser.read_string(text)
+    return parser
 
 
 def check_sections(own: configparser.ConfigParser) -> None:
@@ -962,9 +963,8 @@ def load_machine(options: argparse.Namespace) -> Machine:
 
 
 def read_machine_ini(path: Path) -> dict[str, str]:
-    parser = new_ini_parser()
     try:
-        parser.read_string(path.read_text(encoding="utf-8"))
+        parser = read_ini(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(str(error.strerror)) from None
     section = dict(parser["machine"]) if parser.has_section("machine") else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -67,6 +68,32 @@ def test_an_application_that_hangs_when_it_is_loaded(world: World) -> None:
     done = deploy_quickly(frontend, 45)
     assert "not healthy within 4 s" in done.message or "does not answer" in done.message
     assert frontend.health() == good
+
+
+def test_a_push_whose_client_is_suspended(world: World) -> None:
+    """Nobody takes what the deploy says: it goes on without, to its end, and its journal has it all."""
+    frontend = world.boot("frontend")
+    talk = "\n[step talk]\nrun = sh -c 'head -c 12000000 /dev/zero | tr \\\\0 x | fold -w 8000; echo; echo said all'\n"
+    new = world.commit(limited(world, "health_timeout = 30", talk))
+    (world.home / "pinned").write_text(world.known_hosts())
+    options = f"-F /dev/null -i {world.home}/ci -o IdentitiesOnly=yes -o UserKnownHostsFile={world.home}/pinned"
+    command = "/srv/app/bin/deploy_machine.py deploy --trigger cd --json"
+    enter = ["ip", "netns", "exec", world.network.namespace("runner")]
+    client = subprocess.Popen(
+        [*enter, "ssh", *options.split(), f"deploy@{frontend.address}", command],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert client.stderr and "fetching" in client.stderr.readline()
+        client.send_signal(signal.SIGSTOP)
+        gone = "! pgrep -f [d]eploy_machine.py"
+        frontend.wait_until(lambda: frontend.sh(gone, check=False).returncode == 0, "the deploy goes on", 90)
+        assert frontend.health()["commit"] == new
+        journal = frontend.journal("-t", "deploy-machine", "-o", "cat")
+        assert "x" * 8000 in journal and "said all" in journal and f"deployed: {new[:8]} deployed" in journal
+    finally:
+        client.kill()
+        client.wait()
 
 
 def test_a_health_check_whose_answer_drips_in(world: World) -> None:

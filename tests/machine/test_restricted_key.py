@@ -186,6 +186,12 @@ def test_no_forwarding(world: World, scheduler: Machine) -> None:
     for place in ("10.0.0.3:5432", "127.0.0.1:22"):
         assert ssh(world, "-W", place, PLACE, input="").returncode != 0, place
     assert scheduler.journal("-t", "sshd").count("refused local port forward") == 2
+    for words in (["-R", "/tmp/ran.sock:10.0.0.5:22"], ["-o", "Tunnel=yes", "-w", "0:0"]):
+        assert ssh(world, "-N", "-o", "ExitOnForwardFailure=yes", *words, PLACE).returncode != 0, words
+    scheduler.sh("echo 'touch /tmp/ran-rc' > ~deploy/.ssh/rc; chown deploy ~deploy/.ssh/rc")
+    scheduler.sh("echo BASH_ENV=/home/deploy/.ssh/rc > ~deploy/.ssh/environment")
+    assert ssh(world, "-A", "-X", PLACE, "env").returncode == 2
+    assert scheduler.out("ls /tmp | grep ran || true") == ""
     remote = ssh(world, "-N", "-o", "ExitOnForwardFailure=yes", "-R", "10022:10.0.0.5:22", PLACE)
     assert (remote.returncode, "remote port forwarding failed" in remote.stderr) == (255, True), remote
 

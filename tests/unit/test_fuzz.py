@@ -191,6 +191,7 @@ def test_deploy_ini(text: str) -> None:
 
 @fuzz
 @given(st.one_of(ini("[machine]"), ini("")))
+@example("[machine]\nname = a\0b\n")
 def test_machine_ini(folder: Path, text: str) -> None:
     write(folder / "machine.ini", text)
     options = deploy_machine.make_parser().parse_args(["--root", str(folder)])
@@ -200,6 +201,7 @@ def test_machine_ini(folder: Path, text: str) -> None:
         assert "\n" not in str(error)
         return
     assert not machine.verify or "signatures" in text
+    assert "\0" not in machine.name + machine.repo + " ".join(machine.roles), "they become arguments"
     assert 0 < machine.boot_timeout <= 1e6
     assert not machine.repo.startswith("-")
 
