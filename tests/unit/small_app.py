@@ -11,13 +11,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import preloaded
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "scripts" / "deploy_machine.py"
-# Compiled once: a program's own file is compiled anew in each of the hundreds of runs here.
-COMPILED_ONCE = (
-    f"import sys, runpy; sys.path[0] = {str(SCRIPT.parent)!r};"
-    "runpy.run_module('deploy_machine', run_name='__main__', alter_sys=True)"
-)
 
 
 @dataclasses.dataclass
@@ -76,17 +73,18 @@ class App:
 
     def command(self, *arguments: str, script: Path | None = None) -> list[str]:
         defaults = ["--root", str(self.root), "--repo", f"file://{self.origin}", "--role", "web", "--json"]
-        program = [str(script)] if script else ["-c", COMPILED_ONCE]
-        return [sys.executable, *program, *arguments, *defaults]
+        return [sys.executable, str(script or SCRIPT), *arguments, *defaults]
 
     def run(self, *arguments: str, env: dict[str, str] | None = None, script: Path | None = None) -> Outcome:
-        done = subprocess.run(
-            self.command(*arguments, script=script),
-            env={**self.environment(), **(env or {})}, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert "\nTraceback" not in f"\n{done.stderr}", done.stderr
-        assert done.stdout.count("\n") <= 1, f"stdout carries one line: {done.stdout}"
-        return Outcome(done.returncode, json.loads(done.stdout or "{}"), done.stderr)
+        command, env = self.command(*arguments, script=script), {**self.environment(), **(env or {})}
+        if script:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+            code, out, err = done.returncode, done.stdout, done.stderr
+        else:
+            code, out, err = preloaded.run(command[2:], env)
+        assert "\nTraceback" not in f"\n{err}", err
+        assert out.count("\n") <= 1, f"stdout carries one line: {out}"
+        return Outcome(code, json.loads(out or "{}"), err)
 
     def environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "HOME": str(self.root.parent), "GIT_ALLOW_PROTOCOL": "file:git:ssh:https"}
