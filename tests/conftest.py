@@ -23,7 +23,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in machine]
         config.stash[LEFT_OUT] = len(machine)
 
-
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     items[:] = dealt(items, workers)
 

@@ -120,7 +120,7 @@ def test_a_machine_that_is_on_and_fails_makes_the_run_red(
     for name in ("scheduler", "frontend"):
         world.boot(name)
     text = (world.clone / "deploy.ini").read_text()
-    newest = world.commit({**world.edit(file, old, new), "deploy.ini": f"[deploy]\nhealth_timeout = 4\n{text}"})
+    newest = world.commit({**world.edit(file, old, new), "deploy.ini": f"[deploy]\nhealth_timeout = 15\n{text}"})
     run = ci.merge()
     assert run.conclusion == "failure", run.log
     assert [outcome_of(run, name) for name in ("scheduler", "frontend")] == ["deployed", outcome]
