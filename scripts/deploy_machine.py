@@ -82,7 +82,7 @@ STAYS_HEALTHY = 0.1  # seconds that a release with a health check must stay heal
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
 STALL_TIMEOUT = 10.0  # seconds that a reader of the log (a stalled ssh session) may hold a deploy up, once
 MANY_INPUTS = 500  # beyond so many files a step's inputs are recorded by one hash
-SWITCHING = ("switching", "services", "confirming", "going back")  # stages in which services change releases
+GOING_BACK = "going back"  # who switches, if not `deploy` or `rollback`
 TAIL_LINES = 20  # of a failed command, repeated in the message
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 
@@ -1120,6 +1120,33 @@ class Running:
         self.path.unlink(missing_ok=True)
 
 
+class Intent(NamedTuple):
+    """state/switching.json: a switch that is begun and not confirmed. It alone says what is still owed.
+
+    Written before the switch, removed when the release was seen to be healthy: so nothing of it rests on a clock.
+    """
+
+    to: str  # the release that the services are to run
+    good: str  # the one to go back to if it is not healthy; empty: there is none
+    by: str  # deploy, rollback, or going back
+    why: str = ""  # going back: what is wrong with the release that is left
+
+
+def read_intent(machine: Machine) -> Intent | None:
+    found = read_json(machine.state / "switching.json") or {}
+    fields = [found.get(name, "") for name in Intent._fields]
+    return Intent(*fields) if fields[0] and all(isinstance(field, str) for field in fields) else None
+
+
+def write_intent(machine: Machine, intent: Intent) -> None:
+    # not durable: the sync of the switch makes it so
+    write_json(machine.state / "switching.json", intent._asdict(), durable=False)
+
+
+def clear_intent(machine: Machine) -> None:
+    (machine.state / "switching.json").unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def hold_lock(machine: Machine, options: argparse.Namespace, while_waiting: Callable[[str], None]) -> Iterator[int]:
     """Hold the machine's lock and yield its descriptor; its file is never removed.
@@ -1499,20 +1526,21 @@ def discard(path: Path) -> None:
     remove(path)
 
 
-def clean_up(machine: Machine) -> dict[str, Any]:
-    """Remove what no complete deploy owns. Runs under the lock, so nothing is being made now.
+def clean_up(machine: Machine) -> bool:
+    """Remove what no complete deploy owns; return whether the deploy before this one was interrupted.
 
-    Returns what running.json says of the deploy before this one, if that was interrupted; of several in
-    a row, of the last that may have left the services on another release.
+    Runs under the lock, so nothing is being made now.
     """
-    interrupted = Running(machine).read() or {}
-    if "DEPLOY_TAKEN_OVER" in os.environ and interrupted.get("pid") == os.getpid():
-        return dict(interrupted.get("interrupted") or {})  # this very deploy: hand_over() led here
-    if interrupted:
-        who, stage = f"{interrupted.get('trigger')}, {interrupted.get('started')}", interrupted.get("stage", "start")
+    left = Running(machine).read() or {}
+    is_own = "DEPLOY_TAKEN_OVER" in os.environ and left.get("pid") == os.getpid()  # hand_over() led here
+    if left and not is_own:
+        who, stage = f"{left.get('trigger')}, {left.get('started')}", left.get("stage", "start")
         log.warning(f"an earlier deploy ({who}) was interrupted at: {stage}; cleaning up")
-        end_leftovers(run_id(interrupted))
+        end_leftovers(run_id(left))
     current = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
+    intent = read_intent(machine)
+    if intent and intent.to != current and intent.by != GOING_BACK:
+        clear_intent(machine)  # nothing was switched
     for path in machine.releases.iterdir():
         if path.name != current and not Release(path).is_good:  # never switched to, or given up
             remove(path)
@@ -1525,9 +1553,7 @@ def clean_up(machine: Machine) -> dict[str, Any]:
     for path in machine.releases.glob("*/..release.json.tmp-*"):
         remove(path)
     remove(machine.root / "repo.git.new")
-    before = interrupted.get("interrupted")
-    about = before if before and isinstance(before, dict) and interrupted.get("stage") not in SWITCHING else interrupted
-    return {key: str(about.get(key, "")) for key in ("stage", "started", "release") if about}
+    return bool(left) and not (is_own and not left.get("interrupted"))
 
 
 def run_id(about: Mapping[str, Any]) -> str:
@@ -2150,7 +2176,7 @@ class Attempt:
         self.stages = [("start", process_start())]
         self.previous = current.commit if current else None
         self.wanted: str | None = None
-        self.interrupted: dict[str, Any] = {}  # how far an earlier deploy came
+        self.interrupted = False  # whether an earlier deploy was
         self.old_files: dict[str, float] = {}  # assets of earlier releases, since when
         self.steps: list[dict[str, Any]] = []
         self.services: list[dict[str, str]] = []
@@ -2290,7 +2316,7 @@ def locked(attempt: Attempt, story: Callable[[Attempt], Result], quiet: bool = F
                 attempt.interrupted = clean_up(machine)
                 about = {"pid": os.getpid(), "trigger": attempt.trigger, "started": attempt.started}
                 os.environ["DEPLOY_RUN"] = run_id(about)
-                running.write(**about, stage="start", release="", interrupted=attempt.interrupted)
+                running.write(**about, stage="start", interrupted=attempt.interrupted)
                 result = story(attempt)
             except Terminated as stop:
                 if attempt.is_switched:
@@ -2322,7 +2348,7 @@ def failure(attempt: Attempt, error: DeployError | OSError) -> Result:
         message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     if attempt.healthy is None:
         with contextlib.suppress(DeployError, OSError):  # what went wrong first is what counts
-            if attempt.trigger == "boot" or attempt.interrupted:
+            if attempt.trigger == "boot" or attempt.interrupted or read_intent(attempt.machine):
                 settle_current(attempt)
             else:
                 attempt.services, problem = observe(attempt.machine, current_release(attempt.machine))
@@ -2420,7 +2446,7 @@ def bring_from(attempt: Attempt, mirror: Mirror) -> Result:
     current = current_release(machine)
     good = current if current and current.is_good else good_release_before(machine, current)
     release = build(attempt, mirror, commit, current)
-    return switch_and_confirm(attempt, commit.config, release, good)
+    return switch_and_confirm(attempt, commit.config, release, good, "deploy")
 
 
 def find_target(attempt: Attempt, mirror: Mirror) -> tuple[str, str]:
@@ -2591,9 +2617,11 @@ def settle_current(attempt: Attempt) -> Result | None:
         return None
     config = config_of_release(current)
     roles = machine_roles(machine, config)
-    if not current.is_good or was_left_switching(attempt, current):
-        log(f"{short(current.commit)} was switched to but not confirmed: an earlier deploy was interrupted")
-        return switch_and_confirm(attempt, config, current, good_release_before(machine, current))
+    intent = read_intent(machine)
+    if intent or not current.is_good:
+        why = "an earlier deploy was interrupted" if attempt.interrupted else "an earlier deploy ended broken"
+        log(f"{short(current.commit)} was switched to but not confirmed: {why}")
+        return resume(attempt, config, current, intent)
     attempt.stage("settling")
     try:
         attempt.services = bring_services(machine, config, 0.0, restart=False)
@@ -2612,10 +2640,14 @@ def settle_current(attempt: Attempt) -> Result | None:
     return None
 
 
-def was_left_switching(attempt: Attempt, current: Release) -> bool:
-    """Whether a killed deploy may have left the services on another release than the current one."""
-    left = attempt.interrupted
-    return left.get("stage") in SWITCHING and not left["started"] < str(current.meta.get("confirmed"))
+def resume(attempt: Attempt, config: Config, current: Release, intent: Intent | None) -> Result:
+    """End the switch that an earlier deploy, rollback or going back has begun."""
+    releases = {release.name: release for release in all_releases(attempt.machine)}
+    if intent and intent.to != current.name and intent.to in releases:  # it was about to be left
+        return go_back(attempt, current, releases[intent.to], Unhealthy(intent.why))
+    good = releases.get(intent.good) if intent else None
+    by = intent.by if intent else "deploy"
+    return switch_and_confirm(attempt, config, current, good or good_release_before(attempt.machine, current), by)
 
 
 def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | None) -> Release:
@@ -2627,7 +2659,7 @@ def build(attempt: Attempt, mirror: Mirror, commit: Commit, current: Release | N
     with removed_on_failure(release.path):
         ahead = f" ({mirror.count(current.commit, commit.id)} commits ahead of what runs)" if current else ""
         log(f"building release {release.name}{ahead}")
-        attempt.stage("checking out", release=release.name)
+        attempt.stage("checking out")
         mirror.check_out(commit, release.path)
         link_shared(machine, commit.config, release)
         write_file(release.path / "REVISION", commit.id + "\n")
@@ -2718,16 +2750,19 @@ def take_step(
     return environment
 
 
-def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good: Release | None) -> Result:
+def switch_and_confirm(attempt: Attempt, config: Config, release: Release, good: Release | None, by: str) -> Result:
     """Steps 4 to 7: switch, bring the services, confirm; else go back to the good release."""
     machine = attempt.machine
     try:
-        attempt.stage("switching", release=release.name)
+        attempt.stage("switching")
+        write_intent(machine, Intent(release.name, good.name if good else "", by))
         attempt.is_switched = True
         switch(machine, release)
     except (DeployError, OSError):  # a full disk
-        if not release.is_good and current_release(machine) != release:
-            discard(release.path)
+        if current_release(machine) != release:
+            clear_intent(machine)
+            if not release.is_good:
+                discard(release.path)
         raise
     since = time.monotonic()
     log(f"switched to {release.name}")
@@ -2765,12 +2800,14 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     if not good:
         message = f"{bad} is not healthy and there is no good release to go back to: {error}"
         raise Broken(message, error.detail)
-    attempt.stage("going back", release=good.name)
+    attempt.stage("going back")
     log(f"going back to {good.name}", Log.WARNING)
     config = config_of_release(good)
     keep_files_of(release, config, good)
     (machine.state / "last.json").unlink(missing_ok=True)  # on a full disk: room for the link; it is written anew
     try:
+        with contextlib.suppress(OSError):  # else the next run asks the release that is left once more
+            write_intent(machine, Intent(good.name, "", GOING_BACK, str(error)))
         switch(machine, good)
         activate(attempt, config, good, time.monotonic())
     except (DeployError, OSError) as second:
@@ -2779,6 +2816,7 @@ def go_back(attempt: Attempt, release: Release, good: Release | None, error: Dep
     with contextlib.suppress(OSError):  # a full disk: the next run finds out again
         attempt.state.remember_bad(release.commit, "unhealthy", str(error))
     message = f"{bad} was not healthy: {error}; {short(good.commit)} serves again"
+    clear_intent(machine)
     discard(release.path)
     return make_result(attempt, "rolled_back", message, error.detail)
 
@@ -2789,6 +2827,7 @@ def finish(attempt: Attempt, config: Config, release: Release) -> None:
     attempt.stage("tidying up")
     for task in (
         release.confirm,
+        lambda: clear_intent(machine),
         lambda: attempt.state.forget_bad(release.commit),
         lambda: prune(machine, config.keep),
         lambda: remove_old_scripts(machine),
@@ -2878,7 +2917,8 @@ def rollback(machine: Machine, options: argparse.Namespace) -> Result:
 
 def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
     machine, current = attempt.machine, current_release(attempt.machine)
-    halfway = current and was_left_switching(attempt, current) and attempt.interrupted["release"] == current.name
+    intent = read_intent(machine)
+    halfway = current and intent and (intent.by, intent.to) == ("rollback", current.name)
     release = current if current and halfway and not wanted else choose_release(machine, current, wanted)
     if release == current:  # an earlier rollback, say, was killed before it restarted the services
         settled = settle_current(attempt)
@@ -2897,7 +2937,7 @@ def roll_back_to(attempt: Attempt, wanted: str | None) -> Result:
     if left:  # the next boot must not bring back what a person has just left, nor after a power cut in here
         attempt.state.remember_bad(left, "person", "it was rolled back by hand")
     attempt.schema[release.name] = Background(lambda: schema_ahead(machine, release))  # takes as long as a restart
-    result = switch_and_confirm(attempt, config, release, current if current and current.is_good else None)
+    result = switch_and_confirm(attempt, config, release, current if current and current.is_good else None, "rollback")
     if result["outcome"] != "deployed":
         attempt.state.forget_bad(release.commit)
         attempt.state.forget_bad(left)
