@@ -4,32 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import textwrap
 
 import pytest
 
-from small_app import DEPLOY_INI, SCRIPT, App, Outcome
-
-
-def patched(app: App, patch: str, *arguments: str) -> Outcome:
-    """Run a deploy in which `patch` replaces a function of the script."""
-    wrapper = app.root.parent / "wrapper.py"
-    wrapper.write_text(
-        "import errno, os, signal, sys\n"
-        f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "import deploy_machine as script\n"
-        "def die(*_, **__):\n    os.kill(os.getpid(), signal.SIGKILL)\n" + textwrap.dedent(patch) + "\nscript.main()\n"
-    )
-    return app.run(*arguments or ("deploy",), script=wrapper)
-
-
-def killed(app: App, patch: str, *arguments: str) -> None:
-    """The same, where the new function dies."""
-    done = patched(app, patch, *arguments)
-    assert done.code == -signal.SIGKILL, done.log
-
+from small_app import DEPLOY_INI, App, own_version
 
 # A directory is emptied in any order: here all but its hidden files goes, and then the power.
 HALF_REMOVED = """
@@ -39,7 +18,7 @@ HALF_REMOVED = """
                 if not name.startswith("."):
                     os.unlink(os.path.join(folder, name))
         die()
-    script.shutil.rmtree = half
+    files.shutil.rmtree = half
 """
 
 
@@ -53,10 +32,10 @@ def test_a_half_removed_release_or_environment_does_not_look_whole(app: App) -> 
     app.commit({"deploy.ini": DEPLOY_INI.replace("shared = .env", "keep = 1")})
     app.deploy()
     app.commit({"src/a": "b\n"})
-    killed(app, HALF_REMOVED)  # in the release of the first
+    app.killed(HALF_REMOVED)  # in the release of the first
     app.commit({"src/a": "c\n"})
-    killed(app, HALF_REMOVED)  # in its environment
-    for path in complete(app):
+    app.killed(HALF_REMOVED)  # in its environment
+    for path in complete(app) - {path for path in complete(app) if path.startswith("envs/schema-")}:
         names = [name for _, _, files in os.walk(app.root / path) for name in files]
         assert "all" in names or "code.py" in names, f"{path} looks complete but has only {names}"
     app.commit({"src/a": "a\n"}, "back to the environment of the first")
@@ -65,7 +44,7 @@ def test_a_half_removed_release_or_environment_does_not_look_whole(app: App) -> 
 
 
 KILLED_WHILE_TIDYING = """
-    script.prune = die
+    releases.prune = die
 """
 
 
@@ -73,17 +52,17 @@ def test_what_was_not_tidied_up_is_by_the_next_run(app: App) -> None:
     app.commit({"deploy.ini": DEPLOY_INI.replace("shared = .env", "keep = 1")})
     app.deploy()
     app.commit({"src/a": "b\n"})
-    killed(app, KILLED_WHILE_TIDYING)
+    app.killed(KILLED_WHILE_TIDYING)
     assert len(list((app.root / "releases").iterdir())) == 2
     app.deploy()
     assert len(list((app.root / "releases").iterdir())) == 1
-    assert len(list((app.root / "envs").iterdir())) == 1
+    assert app.kept() == ["assets", "schema"]
 
 
 def test_killed_while_another_copy_takes_over_is_interrupted(app: App) -> None:
     app.deploy()
-    new = app.commit({"scripts/deploy_machine.py": SCRIPT.read_text().replace("0.1.0", "9.9.9", 1)})
-    killed(app, "script.os.execve = die")
+    new = app.commit(own_version("9.9.9"))
+    app.killed("os.execv = die")
     assert app.run("status").result["interrupted"] is True
     done = app.deploy()
     assert "was interrupted at: planning" in done.log
@@ -96,7 +75,7 @@ CONFIRMED = "was switched to but not confirmed"
 
 @pytest.mark.parametrize(
     ("patch", "again"),
-    [("script.activate = die", True), ("script.prune = die", False)],
+    [("switching.activate = die", True), ("releases.prune = die", False)],
     ids=["before its services were restarted", "after it was confirmed"],
 )
 def test_an_interrupted_switch_to_a_release_that_was_good(app: App, patch: str, again: bool) -> None:
@@ -104,7 +83,7 @@ def test_an_interrupted_switch_to_a_release_that_was_good(app: App, patch: str, 
     first = app.deploy().result["commit"]
     app.commit({"code.py": "print(2)\n"})
     app.deploy()
-    killed(app, patch, "rollback")
+    app.killed(patch, "rollback")
     assert app.revision() == first
     done = app.deploy("--commit", first, "--force")
     assert (CONFIRMED in done.log) is again
@@ -123,7 +102,7 @@ def test_the_clock_was_ahead_when_the_release_was_confirmed(app: App) -> None:
     first, _ = two_releases(app)
     for mark in (app.root / "releases").glob("*/.release.json"):
         mark.write_text(json.dumps({**json.loads(mark.read_text()), "confirmed": "2099-01-01T00:00:00Z"}))
-    killed(app, "script.activate = die", "rollback")
+    app.killed("switching.activate = die", "rollback")
     assert CONFIRMED in app.deploy("--commit", first, "--force").log
 
 
@@ -131,21 +110,21 @@ SICK = "[deploy]\nhealth_timeout = 1"
 
 
 KILLED_AT_THE_GOOD_ONE = """
-    real = script.{name}
+    real = {name}
     def only_once(*arguments):
-        release = next(one for one in arguments if isinstance(one, script.Release))
+        release = next(one for one in arguments if isinstance(one, releases.Release))
         return real(*arguments) if release.commit == "{bad}" else die()
-    script.{name} = only_once
+    {name} = only_once
 """
 
 
-@pytest.mark.parametrize("name", ["switch", "activate"])
+@pytest.mark.parametrize("name", ["releases.make_current", "switching.activate"])
 def test_killed_while_going_back(app: App, name: str) -> None:
     """The release that was left may still run: what serves in the end is the good one, seen to be healthy."""
     good = app.deploy().result["commit"]
     ini = DEPLOY_INI.replace("[deploy]", SICK).replace("[role web]", "[role web]\ncheck = test ! -e bad")
     bad = app.commit({"deploy.ini": ini, "bad": ""})
-    killed(app, KILLED_AT_THE_GOOD_ONE.format(name=name, bad=bad))
+    app.killed(KILLED_AT_THE_GOOD_ONE.format(name=name, bad=bad))
     assert json.loads((app.root / "state/switching.json").read_text())["by"] == "going back"
     done = app.deploy(expect=11)
     assert (done.result["outcome"], app.revision()) == ("rolled_back", good)
@@ -156,7 +135,7 @@ def test_killed_while_going_back(app: App, name: str) -> None:
 def test_nothing_is_owed_of_a_switch_that_was_not_made(app: App) -> None:
     app.deploy()
     new = app.commit({"code.py": "print(2)\n"})
-    killed(app, "script.switch = die")
+    app.killed("releases.make_current = die")
     done = app.deploy()
     assert CONFIRMED not in done.log
     assert done.result["commit"] == new
@@ -166,11 +145,11 @@ def test_nothing_is_owed_of_a_switch_that_was_not_made(app: App) -> None:
 def test_killed_again_before_what_the_first_kill_left_was_put_right(app: App, again: tuple[str, ...]) -> None:
     """Services may run another release than the current one until a run has got that far."""
     first, _ = two_releases(app)
-    killed(app, "script.activate = die", "rollback")
+    app.killed("switching.activate = die", "rollback")
     if again[:1] == ("rollback",):  # is refused, and puts nothing right either
         assert app.run(*again).code == 2
     else:
-        killed(app, "script.Mirror.fetch = die", *again)
+        app.killed("mirror.Mirror.fetch = die", *again)
     assert app.run("status").result["interrupted"] is True
     done = app.deploy("--commit", first, "--force")
     assert CONFIRMED in done.log
@@ -185,20 +164,20 @@ def test_a_killed_rollback_is_ended_by_the_same_command(app: App, named: bool) -
     app.deploy()
     second = app.run("status").result["releases"][1]
     command = ["rollback", *([second["release"]] if named else [])]
-    killed(app, "script.activate = die", *command)
+    app.killed("switching.activate = die", *command)
     done = app.run(*command)
     assert (done.code, done.result["outcome"]) == (0, "rolled_back_on_request"), done.log
     assert CONFIRMED in done.log, "its services were restarted"
     assert app.revision() == second["commit"], "it went back once, not twice"
 
 
-@pytest.mark.parametrize("patch", ["script.switch = die", "script.activate = die", "script.prune = die"])
+@pytest.mark.parametrize("patch", ["releases.make_current = die", "switching.activate = die", "releases.prune = die"])
 def test_a_boot_does_not_undo_a_killed_rollback(app: App, patch: str) -> None:
     """The power may go because the release is bad; if nothing was switched yet, there is nothing to undo."""
     first, second = two_releases(app)
-    killed(app, patch, "rollback")
+    app.killed(patch, "rollback")
     switched = app.revision() == first
-    assert switched is (patch != "script.switch = die")
+    assert switched is (patch != "releases.make_current = die")
     boot = app.run("deploy", "--trigger", "boot")
     assert boot.code == (10 if switched else 0), boot.log
     assert app.revision() == (first if switched else second)
@@ -214,25 +193,21 @@ def test_a_rollback_from_a_release_whose_mark_is_damaged(app: App) -> None:
 
 def test_nothing_stays_of_a_mark_that_was_being_written(app: App) -> None:
     app.commit({"check": "true\n"})
-    killed(app, "script.os.replace = lambda old, new: die() if 'release.json' in str(new) else os.rename(old, new)")
-    (app.root / "state" / "scripts").mkdir()
-    (app.root / "state" / "scripts" / ".x.py.tmp-1").touch()
+    app.killed("os.replace = lambda old, new: die() if 'release.json' in str(new) else os.rename(old, new)")
     app.deploy()
     app.commit({"code.py": "print(2)\n"})
-    confirming = "script.Release.confirm = lambda self: (setattr(script.os, 'replace', die), confirm(self))\n"
-    killed(app, "confirm = script.Release.confirm\n" + confirming)
+    confirming = "releases.Release.mark_good = lambda self: (setattr(os, 'replace', die), confirm(self))\n"
+    app.killed("confirm = releases.Release.mark_good\n" + confirming)
     app.deploy()
     assert [str(path) for path in app.root.rglob("*.tmp-*")] == []
 
 
 FULL_ONCE_SWITCHED = """
-    real = script.switch
-    def full(path, *_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    real = releases.make_current
     def switch(*arguments):
         real(*arguments)
-        script.write_file = full
-    script.switch = switch
+        files.write = no_space
+    releases.make_current = switch
 """
 
 
@@ -241,11 +216,11 @@ def test_a_disk_that_fills_up_after_the_switch_holds_up_nothing(app: App) -> Non
     ini = DEPLOY_INI.replace("[role web]", "[role web]\ncheck = test -e well")
     ini = ini.replace("shared", "health_timeout = 1\nshared")
     first = app.commit({"deploy.ini": ini, "well": ""})
-    done = patched(app, FULL_ONCE_SWITCHED)
+    done = app.run("deploy", patch=FULL_ONCE_SWITCHED)
     assert (done.code, done.result["outcome"]) == (0, "deployed"), done.log
     app.deploy()
     bad = app.commit({"well": None})
-    done = patched(app, FULL_ONCE_SWITCHED)
+    done = app.run("deploy", patch=FULL_ONCE_SWITCHED)
     assert (done.code, done.result["outcome"]) == (11, "rolled_back"), done.log
     assert app.revision() == first
     assert app.deploy(expect=11).result["wanted"] == bad
@@ -253,10 +228,10 @@ def test_a_disk_that_fills_up_after_the_switch_holds_up_nothing(app: App) -> Non
 
 # The kernel ends one process when memory is short: the script, say, and not the git that it waits for.
 KILLED_ALONE = """
-    real = script.run
-    def run(argv, **options):
+    real = run.command
+    def command(argv, **options):
         return real(["sh", "-c", "{sleep} & kill -9 $PPID; wait"] if {word!r} in argv else argv, **options)
-    script.run = run
+    run.command = command
 """
 
 
@@ -264,7 +239,7 @@ KILLED_ALONE = """
 def test_what_a_killed_deploy_left_running_is_ended(app: App, word: str) -> None:
     app.commit({"deploy.ini": DEPLOY_INI + "\n[step more]\nrun = true make-assets\n"})
     sleep = f"sleep 48.{len(word)}"  # tests may run at the same time
-    killed(app, KILLED_ALONE.format(word=word, sleep=sleep))
+    app.killed(KILLED_ALONE.format(word=word, sleep=sleep))
     assert sleep in processes()
     app.deploy()
     assert sleep not in processes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ def test_it_migrates_and_says_that_there_is_no_lock(tmp_path: Path, vendor: str,
     for name, text in FAKE_DJANGO.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text.format(vendor=vendor) if "{vendor" in text else text)
-    script = runpy.run_path(str(SCRIPT), run_name="deploy_machine")
-    command = [sys.executable, "-c", script["MIGRATE"], "lock", "frontend", "10", "manage.py", "migrate"]
+    program = str(SCRIPT.with_name("deployer") / "migrate_locked.py")
+    command = [sys.executable, program, "lock", "frontend", "10", "manage.py", "migrate"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{says}migrated\n"), done.stderr

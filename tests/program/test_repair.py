@@ -150,16 +150,16 @@ CUTS = {"empty": lambda text: "", "half": lambda text: text[: len(text) // 2], "
 @pytest.mark.parametrize("how", CUTS)
 def test_damaged_state_files(app: App, how: str) -> None:
     app.deploy()
-    for name in ("state.json", "running.json", "last.json", "history.jsonl"):
+    for name in ("state.json", "running.json", "switching.json", "last.json", "history.jsonl"):
         path = app.root / "state" / name
         path.write_text(CUTS[how](path.read_text() if path.exists() else '{"schema": 1, "stage": "services"}'))
     assert app.run("status").code == 0
     assert app.run("history").code == 0
     wanted = app.commit({"code.py": "print(2)\n"})
     assert app.deploy().result["commit"] == wanted
-    assert (app.root / "state" / "running.json").exists() is False
-    for whole in ("state.json", "last.json"):
-        assert json.loads((app.root / "state" / whole).read_text())["schema"] == 1
+    for gone in ("running.json", "switching.json"):
+        assert not (app.root / "state" / gone).exists()
+    assert json.loads((app.root / "state" / "last.json").read_text())["schema"] == 1
     assert app.run("status").result["interrupted"] is False
     assert app.run("history").result["history"][-1]["commit"] == wanted
 
@@ -170,7 +170,7 @@ def test_a_mark_of_completeness_that_is_not_whole_is_none(app: App) -> None:
         mark.write_text("")
     (app.current / ".release.json").write_text('{"schema": 1, "comm')
     done = app.deploy()
-    assert done.ran() == ["assets", "always"]
+    assert done.ran() == ["assets", "schema", "always"]
     assert app.run("status").result["healthy"] is True
     assert (app.current / "out" / "all").read_text() == "a\n"
 

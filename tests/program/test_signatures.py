@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from small_app import DEPLOY_INI, REPOSITORY, SCRIPT, App, Outcome
+from small_app import DEPLOY_INI, App, Outcome, own_version
 
 # machine.ini makes the script look after services: have none
 QUIET_INI = DEPLOY_INI.replace("services = worker.service\n", "") + (
@@ -182,9 +182,7 @@ def test_any_other_value_is_an_error(app: App, keys: Keys) -> None:
 
 
 def test_the_script_and_its_copy_in_the_commit_are_taken_over_once_signed(app: App, keys: Keys) -> None:
-    text = SCRIPT.read_text().replace('VERSION = "0.1.0"', 'VERSION = "0.1.1"')
-    keys.commit("alice", {"scripts/deploy_machine.py": text})
+    keys.commit("alice", own_version("0.1.1"))
     done = app.deploy()
     assert "handing over" in done.log
     assert done.log.count("is signed by alice@example.com") == 2, "the other copy looks for itself"
-    assert (REPOSITORY / "scripts/deploy_machine.py").read_text() != text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -71,17 +72,13 @@ class App:
         self.git("commit", "-q", "--allow-empty", "-m", message)
         return self.git("rev-parse", "HEAD")
 
-    def command(self, *arguments: str, script: Path | None = None) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
         defaults = ["--root", str(self.root), "--repo", f"file://{self.origin}", "--role", "web", "--json"]
-        return [sys.executable, str(script or SCRIPT), *arguments, *defaults]
+        return [sys.executable, str(SCRIPT), *arguments, *defaults]
 
-    def run(self, *arguments: str, env: dict[str, str] | None = None, script: Path | None = None) -> Outcome:
-        command, env = self.command(*arguments, script=script), {**self.environment(), **(env or {})}
-        if script:
-            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-            code, out, err = done.returncode, done.stdout, done.stderr
-        else:
-            code, out, err = preloaded.run(command[2:], env)
+    def run(self, *arguments: str, env: dict[str, str] | None = None, patch: str = "") -> Outcome:
+        """Run the script; patch: see preloaded.py."""
+        code, out, err = preloaded.run(self.command(*arguments)[2:], {**self.environment(), **(env or {})}, patch)
         assert "\nTraceback" not in f"\n{err}", err
         assert out.count("\n") <= 1, f"stdout carries one line: {out}"
         return Outcome(code, json.loads(out or "{}"), err)
@@ -94,6 +91,11 @@ class App:
         assert outcome.code == expect, f"{outcome.code}: {outcome.log}"
         return outcome
 
+    def killed(self, patch: str, *arguments: str) -> None:
+        """The same, where the patch makes the script die."""
+        done = self.run(*arguments or ("deploy",), patch=patch)
+        assert done.code == -signal.SIGKILL, done.log
+
     @property
     def current(self) -> Path:
         return (self.root / "current").resolve()
@@ -104,6 +106,10 @@ class App:
     def state(self) -> dict[str, Any]:
         return json.loads((self.root / "state" / "state.json").read_text())
 
+    def kept(self) -> list[str]:
+        """The steps of which something is kept, or noted."""
+        return sorted(path.name.rsplit("-", 2)[0] for path in (self.root / "envs").iterdir())
+
     def snapshot(self) -> dict[str, tuple[int, int]]:
         """Every path below releases/ and envs/ with its inode and time of change."""
         found = {}
@@ -112,6 +118,17 @@ class App:
                 about = path.lstat()
                 found[str(path)] = (about.st_ino, about.st_mtime_ns)
         return found
+
+
+def own_version(name: str = "") -> dict[str, str | bytes | None]:
+    """The files of this program as an application has them in its repository, maybe under another version's name."""
+    scripts = SCRIPT.parent
+    paths = [SCRIPT, *scripts.glob("deployer/*.py"), *scripts.glob("deployer/*.ini")]
+    files: dict[str, str | bytes | None] = {f"scripts/{path.relative_to(scripts)}": path.read_bytes() for path in paths}
+    if name:
+        text = (scripts / "deployer/__init__.py").read_text()
+        files["scripts/deployer/__init__.py"] = text.replace('VERSION = "0.1.0"', f'VERSION = "{name}"')
+    return files
 
 
 DEPLOY_INI = """\

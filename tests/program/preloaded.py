@@ -1,33 +1,40 @@
 """Runs deploy_machine.py again and again without starting Python each time: half of what these tests would cost.
 
 As a program: imports what the script imports, then forks for each request (a JSON line on stdin) and lets the child
-run the script as `python3 scripts/deploy_machine.py` would; answers with the exit code, negative for a signal.
+run it as `python3 scripts/deploy_machine.py` would; answers with the exit code, negative for a signal.
+
+This is also the one place where a test changes the program: a patch is Python that runs before it, in which every
+room of deployer/ has its name, `die` kills the process and `no_space` fails as a full disk does.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import gc
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import traceback
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "deploy_machine.py"
+ROOMS = sorted(path.stem for path in SCRIPT.with_name("deployer").glob("[!_]*.py") if path.stem != "migrate_locked")
 
 
-def run(arguments: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
+def run(arguments: Sequence[str], env: Mapping[str, str], patch: str = "") -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one run of the script."""
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
         server = running_server()
-        server.stdin.write(json.dumps([[*arguments], {**env}, out.name, err.name]) + "\n")
+        server.stdin.write(json.dumps([[*arguments], {**env}, out.name, err.name, textwrap.dedent(patch)]) + "\n")
         server.stdin.flush()
         answer = server.stdout.readline()
         assert answer, "the server of preloaded scripts has died"
@@ -44,16 +51,14 @@ def running_server() -> Any:
 
 def serve() -> None:
     sys.path.insert(0, str(SCRIPT.parent))
-    import deploy_machine  # noqa: F401, PLC0415 - for all that it imports
-
-    code = compile(SCRIPT.read_text(), str(SCRIPT), "exec")
+    rooms = {name: importlib.import_module(f"deployer.{name}") for name in ROOMS}
     gc.freeze()  # a child that collects garbage copies all that it looks at
     for line in sys.stdin:
-        arguments, env, out, err = json.loads(line)
+        arguments, env, out, err, patch = json.loads(line)
         child = os.fork()
         if not child:
             become(arguments, env, out, err)
-            execute(code)
+            execute(rooms, patch)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
@@ -67,14 +72,12 @@ def become(arguments: Sequence[str], env: Mapping[str, str], out: str, err: str)
     sys.argv = [str(SCRIPT), *arguments]
 
 
-def execute(code: types.CodeType) -> None:
-    """Run the script as __main__ and end as the interpreter would."""
+def execute(rooms: Mapping[str, Any], patch: str) -> NoReturn:
+    """Run the script and end as the interpreter would."""
     status: Any = 1
     try:
-        main = sys.modules["__main__"] = types.ModuleType("__main__")
-        main.__file__ = str(SCRIPT)
-        exec(code, main.__dict__)
-        status = 0
+        exec(patch, {**rooms, "os": os, "die": die, "no_space": no_space})
+        rooms["cli"].main()
     except SystemExit as end:
         status = end.code or 0
     except BaseException:
@@ -82,6 +85,15 @@ def execute(code: types.CodeType) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else 1)
+
+
+def die(*_: Any, **__: Any) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+def no_space(*_: Any, **__: Any) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""One run: how it begins, what holds while it has the lock, how every ending becomes a result, and who is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Callable
+
+from deployer import VERSION, build, errors, files, host, log, memory, releases, services, switching
+from deployer.host import Machine
+from deployer.memory import Outcome, Progress, Request
+from deployer.mirror import Mirror
+
+Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
+Story = Callable[[Progress], Outcome]
+
+
+@contextlib.contextmanager
+def boot_time_limit(request: Request) -> Iterator[None]:
+    """At a boot, services start after boot_timeout seconds at the latest, whatever the deploy is doing."""
+    left = max(0.0, request.ready_by - time.monotonic())
+    timer = threading.Timer(left, log.ready)
+    timer.daemon = True
+    if request.is_boot:
+        log.notify_systemd(f"EXTEND_TIMEOUT_USEC={int((left + 60) * 1e6)}")
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        log.ready()
+
+
+def begin(request: Request) -> Progress:
+    """Check the root, make what is missing below it, and begin. Raises UsageError."""
+    machine = request.machine
+    host.must_own(machine)
+    for directory in (machine.releases, machine.kept, machine.shared):
+        directory.mkdir(exist_ok=True)
+    machine.state.mkdir(mode=0o750, exist_ok=True)  # what failed steps printed is not for everybody
+    if machine.owns_services:
+        log.use_journal()
+    log.tag(DEPLOY_TRIGGER=request.trigger)
+    current = releases.current(machine)
+    return Progress(request, current.commit if current else None)
+
+
+def under_lock(request: Request, story: Story, quiet: bool = False) -> Result:
+    """Run a story under the lock, turn its failure into a result, and record that.
+
+    quiet: an `unreachable` is not recorded again (a boot that keeps trying).
+    """
+    progress = begin(request)
+
+    def while_waiting(waits_for_services: bool) -> None:
+        if waits_for_services:  # a push that came first waits for systemd to start services, and systemd for us
+            log.ready()
+
+    try:
+        with memory.hold_lock(request, while_waiting) as progress.lock:
+            clean_up(progress)
+            progress.begin()
+            outcome = outcome_of(progress, story)
+            if quiet and outcome.name == "unreachable":
+                result = result_of(progress, outcome)
+            else:
+                result = result_of(progress, with_warnings(progress, outcome))
+                report(progress, result)
+            memory.clear_running(request.machine)
+            return result
+    except errors.Busy as error:
+        log.error(f"busy: {error}")
+        return result_of(progress, Outcome("busy", str(error)))
+
+
+def clean_up(progress: Progress) -> None:
+    """Remove what no complete run owns."""
+    progress.interrupted = memory.end_interrupted(progress.machine)
+    switching.forget_what_was_not_switched(progress.machine)
+    releases.remove_incomplete(progress.machine)
+
+
+def outcome_of(progress: Progress, story: Story) -> Outcome:
+    """Run the story; an expected error becomes an outcome. Raises UsageError, and what stops this process."""
+    machine = progress.machine
+    try:
+        return story(progress)
+    except errors.UsageError:
+        if not progress.interrupted:  # else it is for the next run to put that right
+            memory.clear_running(machine)
+        raise
+    except (errors.DeployError, OSError) as error:
+        return failure(progress, error)
+    except errors.Terminated as stop:
+        if progress.switched:
+            log.warning(f"{stop} before the new release was confirmed: the next run does that")
+            raise  # and running.json stays: this run was interrupted
+        report(progress, result_of(progress, failure(progress, errors.DeployError(str(stop)))))
+        memory.clear_running(machine)
+        raise
+
+
+def failure(progress: Progress, error: errors.DeployError | OSError) -> Outcome:
+    """The outcome of a story that ended with an expected error; `current` is what it was."""
+    machine, name = progress.machine, getattr(error, "outcome", "failed")
+    message, detail = str(error), getattr(error, "detail", "")
+    if isinstance(error, OSError):
+        message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    reports, healthy = what_serves(progress, error)
+    if files.disk_full(error):
+        message += f"; {machine.root} has {files.free_space(machine.root)}"
+    if name != "broken":
+        current = releases.current(machine)
+        message += f"; {current.short} still runs" if current else "; nothing is deployed here yet"
+    return Outcome(name, message, detail, tuple(reports), healthy)
+
+
+def what_serves(progress: Progress, error: Exception) -> tuple[list[dict[str, str]], bool | None]:
+    """The services after a failure, and whether they are well. At boot, or if something is owed, they are settled."""
+    machine = progress.machine
+    with contextlib.suppress(errors.DeployError, OSError):  # what went wrong first is what counts
+        if isinstance(error, errors.Broken):
+            return services.reports_of(machine, releases.current(machine)), False
+        if progress.request.is_boot or progress.interrupted or memory.read_intent(machine):
+            if outcome := switching.settle(progress):
+                return [dict(report) for report in outcome.services], outcome.healthy
+        reports, problem = services.observe(machine, releases.current(machine))
+        return reports, not problem
+    return [], None
+
+
+def with_warnings(progress: Progress, outcome: Outcome) -> Outcome:
+    """Where an older release stays or comes back, say so if the database has moved on without it."""
+    machine, request = progress.machine, progress.request
+    current = releases.current(machine)
+    chosen = request.commit or request.force or request.command == "rollback"  # else it is the branch's newest
+    if current and outcome.warnings is None and (chosen or not errors.OUTCOMES[outcome.name].is_good):
+        return outcome._replace(warnings=told(build.schema_ahead(machine, current)))
+    return outcome
+
+
+def told(warning: str) -> tuple[str, ...]:
+    if warning:
+        log.warning(warning)
+    return (warning,) if warning else ()
+
+
+def result_of(progress: Progress, outcome: Outcome) -> Result:
+    """The result as the contract has it."""
+    current = releases.current(progress.machine)
+    result = {
+        "schema": files.SCHEMA,
+        "machine": progress.machine.name,
+        "roles": list(progress.machine.roles),
+        "trigger": progress.request.trigger,
+        "outcome": outcome.name,
+        "commit": current.commit if current else None,
+        "wanted": progress.wanted,
+        "previous": progress.previous,
+        "release": current.name if current else None,
+        "started": progress.started,
+        "seconds": round(time.monotonic() - progress.clock, 2),
+        "steps": progress.steps,
+        "services": list(outcome.services),
+        "healthy": outcome.healthy,
+        "message": log.printable(" ".join(outcome.message.split())),
+        "timings": progress.timings(),
+    }
+    result |= {"detail": log.printable(outcome.detail)} if outcome.detail else {}
+    return {**result, "warnings": list(outcome.warnings)} if outcome.warnings else result
+
+
+def report(progress: Progress, result: Result) -> None:
+    """Record a result in state/, and tell it in the log."""
+    memory.record(progress.machine, result)
+    tell = log.notice if errors.exit_code(result["outcome"]) == 0 else log.error
+    for line in result.get("detail", "").splitlines():
+        tell(f"  | {line}")
+    text = f"{result['outcome']}: {result['message']} ({result['seconds']:g} s)"
+    tell(text, DEPLOY_OUTCOME=result["outcome"], DEPLOY_COMMIT=result["commit"] or "")
+    log.progress(text)
+
+
+def tell_team(machine: Machine, result: Result) -> None:
+    """Post what a boot did to DEPLOY_WEBHOOK_URL of shared/.env; pushes are reported by their workflow.
+
+    The services run by now, and whatever becomes of the message, the boot's outcome stands.
+    """
+    if result["outcome"] in ("unchanged", "superseded"):
+        return
+    import http.client  # noqa: PLC0415
+    import urllib.request  # noqa: PLC0415
+
+    try:
+        text = (machine.shared / ".env").read_text(encoding="utf-8", errors="replace")
+        url = files.parse_variables(text).get("DEPLOY_WEBHOOK_URL", "")
+        if not url:
+            return
+        body = json.dumps({"text": boot_message(machine, result), "results": [result]}).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": f"deploy-machine/{VERSION}"}
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10):
+            log.info("the webhook was told")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # the address is a secret: it must not get into the log with the error
+        log.warning(f"the webhook could not be told: {type(error).__name__}")
+
+
+def boot_message(machine: Machine, result: Result) -> str:
+    """`frontend caught up: 3f2a1b8c to 9c8d7e6f, 12 commits behind, 8 s`, or what went wrong."""
+    if result["outcome"] != "deployed":
+        return f"{machine.name}: {result['outcome']} at boot: {result['message']}"
+    behind = Mirror(machine.mirror, machine.repo, "").count(result["previous"], result["commit"])
+    commits = f", {behind} commit{'s' if behind != 1 else ''} behind" if result["previous"] else ""
+    span = f"{memory.short(result['previous'])} to {memory.short(result['commit'])}"
+    return f"{machine.name} caught up: {span}{commits}, {result['seconds']:.0f} s"

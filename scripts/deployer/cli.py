@@ -1,0 +1,167 @@
+"""The command line: arguments, exit codes, signals."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Callable, NoReturn
+
+from deployer import VERSION, errors, log
+
+COMMANDS = {  # -> the room that has a function of this name, and what it is for
+    "deploy": ("deploy", "fetch, build, switch, confirm; does nothing if there is nothing to do (default)"),
+    "plan": ("views", "say what deploy would do, step by step, and why"),
+    "status": ("views", "what runs since when, services, health, last attempts"),
+    "history": ("views", "every attempt, oldest first"),
+    "rollback": ("deploy", "go back to the good release before this one, or to the one named"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise errors.UsageError(f"{message} (see --help)")
+
+
+def commit_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{4,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a commit id (4 to 40 hex digits)")
+    return text.lower()
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0.1 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"seconds = {text}: not a number between 0.1 and 1000000")
+    return value
+
+
+def epilog() -> str:
+    lines = ["commands:", *(f"  {name:10} {about}" for name, (_, about) in COMMANDS.items()), "", "exit codes:"]
+    lines += ["  0   the machine runs what was asked for, or something newer"]
+    lines += [f"  {errors.EXIT_USAGE}   usage or configuration error, one clear line; nothing was touched"]
+    rest = [(row.code, name, row.meaning) for name, row in errors.OUTCOMES.items() if row.code and name != "offline"]
+    return "\n".join([*lines, *(f"  {code:<3} {name}: {meaning}" for code, name, meaning in rest)])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="deploy_machine.py",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Bring this machine to the newest commit of its branch, or leave it as it was.",
+        epilog=epilog(),
+    )
+    add, which = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add("command", nargs="?", default="deploy", choices=list(COMMANDS), metavar="COMMAND")
+    add("target", nargs="?", metavar="RELEASE|COMMIT", help="rollback: where to go back to")
+    text = "a role of this machine; repeatable (default: machine.ini)"
+    add("--role", action="append", default=[], metavar="NAME", help=text)
+    text = "default: $DEPLOY_ROOT, else where this script is installed, else /srv/app"
+    add("--root", metavar="DIR", help=text)
+    text = "the newest commit must contain this one: fetch until it does"
+    which("--contains", type=commit_id, metavar="SHA", help=text)
+    which("--commit", type=commit_id, metavar="SHA", help="deploy exactly this commit of the branch")
+    add("--branch", metavar="NAME", help="default: machine.ini, else deploy.ini, else main")
+    add("--repo", metavar="URL", help="default: machine.ini")
+    text = "who asks; boot also tells systemd when services may start"
+    add("--trigger", choices=["cd", "boot", "manual"], default="manual", help=text)
+    add("--full", action="store_true", help="run every step, whatever its inputs say")
+    add("--force", action="store_true", help="deploy also an older commit, or one that is remembered as bad")
+    text = "seconds to wait for another deploy (default 1800)"
+    add("--lock-timeout", type=seconds, default=1800.0, metavar="S", help=text)
+    text = "seconds to wait for the repository (default: machine.ini, else 60)"
+    add("--fetch-timeout", type=seconds, metavar="S", help=text)
+    add("--json", action="store_true", help="print the result as one JSON line on stdout")
+    add("--timings", action="store_true", help="print how long each command and each stage took")
+    add("--show-config", action="store_true", help="plan: print the built-in deploy.ini and end")
+    add("--debug", action="store_true", help="show a traceback also for expected errors")
+    add("--version", action="version", version=f"deploy_machine.py {VERSION}")
+    # what the version that hands over to this one passes on (handover.py)
+    add("--continue", dest="baton", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and print its result; return the exit code. Raises UsageError."""
+    options = make_parser().parse_args(arguments)
+    if options.show_config:
+        print(room("config").defaults(), end="")
+        return 0
+    if options.target is not None and options.command != "rollback":
+        raise errors.UsageError(f"unexpected argument {options.target!r} (see --help)")
+    room("run").SHOWN["timings"] = options.timings
+    story: Callable[[Any], Any] = getattr(room(COMMANDS[options.command][0]), options.command)
+    result = story(request_of(options, arguments))
+    if options.timings:
+        for stage, spent in result.get("timings", {}).items():
+            log.info(f"{spent:9.3f} s  {stage}")
+    show(options, result)
+    return errors.exit_code(result["outcome"]) if "outcome" in result else 0
+
+
+def room(name: str) -> Any:
+    """A module, imported when it is needed: --help and --version need none of them."""
+    return importlib.import_module(f"deployer.{name}")
+
+
+def request_of(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
+    """What was asked for. Raises UsageError."""
+    host, given = room("host"), options
+    machine = host.load(host.find_root(given.root), given.role, given.repo, given.branch, given.fetch_timeout)
+    baton = room("handover").read_baton(given.baton) if given.baton else None
+    return room("memory").Request(
+        machine=machine,
+        arguments=tuple(arguments),
+        **{key: getattr(given, key) for key in ("command", "trigger", "contains", "commit", "target", "full", "force")},
+        lock_timeout=given.lock_timeout,
+        ready_by=baton.ready_by if baton else time.monotonic() + machine.boot_timeout,
+        baton=baton,
+    )
+
+
+def show(options: argparse.Namespace, result: Any) -> None:
+    """Print the result, for people or as JSON; that nobody reads it any more ends nothing."""
+    try:
+        if options.json:
+            log.write_all(1, json.dumps(result) + "\n")
+        elif options.command in ("plan", "status", "history"):
+            log.write_all(1, log.printable(getattr(room("views"), f"show_{options.command}")(result)))
+    except OSError:
+        pass
+
+
+def stop_on_signal(signum: int, _: Any) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # raise once: cleaning up must not be interrupted
+    raise errors.Terminated(signum)
+
+
+def main() -> NoReturn:
+    """Run what the arguments ask for, and exit."""
+    os.umask(0o022)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a lost ssh connection does not end a deploy
+    signal.signal(signal.SIGTERM, stop_on_signal)
+    signal.signal(signal.SIGINT, stop_on_signal)
+    try:
+        sys.exit(run_command(sys.argv[1:]))
+    except (errors.DeployError, OSError) as error:  # where there is no result to put it into
+        if "--debug" in sys.argv:
+            raise
+        detail = getattr(error, "detail", "")
+        log.error(f"deploy_machine.py: {error}" + (f"\n{detail}" if detail else ""))
+        log.progress(str(error))
+        sys.exit(errors.EXIT_USAGE if isinstance(error, errors.UsageError) else errors.exit_code_of(error))
+    except errors.Terminated as stop:
+        # die by the signal itself, so that systemd and shells see what happened
+        signal.signal(stop.signum, signal.SIG_DFL)
+        os.kill(os.getpid(), stop.signum)
+        raise AssertionError("not reached") from None

@@ -1,0 +1,239 @@
+"""What an application configures: the deploy.ini of one commit, over defaults.ini."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from deployer import errors
+
+
+class Step(NamedTuple):
+    """One [step NAME] section: a command that is a function of its inputs."""
+
+    name: str
+    run: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ()
+    when: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    after: str = ""
+    timeout: float = 0.0
+    keep_days: int = 0
+
+    @property
+    def makes_venv(self) -> bool:
+        return ".venv" in self.provides
+
+    @property
+    def migrates(self) -> bool:
+        """Whether its command is `python manage.py migrate ...`: that runs under the database's lock."""
+        return self.run[1:3] == ("manage.py", "migrate")
+
+    @property
+    def syncs(self) -> bool:
+        """Whether its command brings an existing environment to the lock file (and removes the rest)."""
+        return "sync" in self.run[:2] or "pip-sync" in self.run[:1]
+
+
+class Role(NamedTuple):
+    """One [role NAME] section: what runs on a machine of that role and how to tell it is well."""
+
+    name: str
+    services: tuple[str, ...] = ()
+    reload: tuple[str, ...] = ()
+    health: str = ""
+    check: tuple[str, ...] = ()
+
+
+class Config(NamedTuple):
+    """The built-in defaults, overridden by the deploy.ini of one commit."""
+
+    branch: str
+    keep: int
+    shared: tuple[str, ...]
+    python: str
+    health_timeout: float
+    service_timeout: float
+    steps: tuple[Step, ...]
+    roles: Mapping[str, Role]
+    sets_branch: bool
+
+
+KEYS = {
+    "deploy": {"branch", "keep", "shared", "python", "health_timeout", "step_timeout", "service_timeout"},
+    "step": {*Step._fields} - {"name"},
+    "role": {*Role._fields} - {"name"},
+}
+
+
+def defaults() -> str:
+    """The configuration of an application that says nothing."""
+    return Path(__file__).with_name("defaults.ini").read_text(encoding="utf-8")
+
+
+def parse(text: str, source: str) -> Config:
+    """Read a deploy.ini on top of the defaults. Raises UsageError: one line, naming `source`."""
+    with mistakes_in(source):
+        own, parser = read_ini(text), read_ini(defaults(), text)
+        check_sections(own)
+        deploy = parser["deploy"]
+        roles = [parse_role(name, section) for name, section in sections_of(parser, "role")]
+        steps = [parse_step(name, section, deploy) for name, section in sections_of(parser, "step")]
+        config = Config(
+            branch=check_ref(deploy["branch"]),
+            keep=int(number(deploy, "keep", least=1)),
+            shared=paths(deploy, "shared"),
+            python=deploy["python"],
+            health_timeout=number(deploy, "health_timeout"),
+            service_timeout=number(deploy, "service_timeout"),
+            steps=in_order([step for step in steps if step.run]),
+            roles={role.name: role for role in roles},
+            sets_branch=own.has_option("deploy", "branch"),
+        )
+        check_step_roles(config)
+        return config
+
+
+def check_step_roles(config: Config) -> None:
+    for step in config.steps:
+        for name in step.roles:
+            if name not in config.roles:
+                raise errors.UsageError(f"[step {step.name}]: roles = {name}: there is no [role {name}]")
+
+
+@contextlib.contextmanager
+def mistakes_in(place: object) -> Iterator[None]:
+    """Turn what is wrong with a file, a section or a value into a UsageError: one line, which says where."""
+    try:
+        yield
+    except (errors.UsageError, configparser.Error, ValueError) as error:
+        raise errors.UsageError(f"{place}: {' '.join(str(error).split())}") from None
+
+
+def read_ini(*texts: str) -> configparser.ConfigParser:
+    """Parse ini files, later ones over earlier ones. Raises UsageError or configparser.Error."""
+    parser = configparser.ConfigParser(
+        interpolation=None, delimiters="=", inline_comment_prefixes=";", default_section="\0"
+    )
+    for text in texts:
+        if "\0" in text:
+            raise errors.UsageError("holds a NUL character")
+        parser.read_string(text)
+    return parser
+
+
+def check_sections(own: configparser.ConfigParser) -> None:
+    for section in own.sections():
+        if not re.fullmatch(r"deploy|(step|role) [A-Za-z0-9_.-]+", section):
+            raise errors.UsageError(f"unknown section [{section}]: use [deploy], [step NAME] or [role NAME]")
+        known = KEYS[section.partition(" ")[0]]
+        for key in own[section]:
+            if key not in known:
+                raise errors.UsageError(f"[{section}]: unknown key {key!r}: use {', '.join(sorted(known))}")
+
+
+def sections_of(parser: configparser.ConfigParser, kind: str) -> list[tuple[str, Mapping[str, str]]]:
+    """Name and content of each [kind NAME]."""
+    return [(name[len(kind) + 1 :], parser[name]) for name in parser.sections() if name.startswith(kind + " ")]
+
+
+def number(section: Mapping[str, str], key: str, least: float = 0.1) -> float:
+    try:
+        value = float(section[key])
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= 1e6:
+        raise errors.UsageError(f"{key} = {section[key]}: not a number between {least:g} and 1000000")
+    return value
+
+
+def words(section: Mapping[str, str], key: str) -> tuple[str, ...]:
+    """The value as a shell would split it."""
+    with mistakes_in(f"{key} = {section.get(key)}"):
+        return tuple(shlex.split(section.get(key, "")))
+
+
+def paths(section: Mapping[str, str], key: str) -> tuple[str, ...]:
+    """The value as paths, checked to stay inside the release."""
+    found = tuple(section.get(key, "").split())
+    for path in found:
+        if path.startswith(("/", "-")) or ".." in path.split("/") or os.path.normpath(path) == ".":
+            raise errors.UsageError(f"{path}: must be a path inside the repository")
+    return found
+
+
+def check_ref(name: str) -> str:
+    """A branch name as git itself would accept it, and nothing that could be taken for an option."""
+    if not re.fullmatch(r"(?!-)(?!.*\.\.)[^\s~^:?*\[\\\x00-\x20\x7f]+(?<!\.lock)(?<![/.])", name):
+        raise errors.UsageError(f"{name!r} is not a branch name")
+    return name
+
+
+def parse_step(name: str, section: Mapping[str, str], deploy: Mapping[str, str]) -> Step:
+    with mistakes_in(f"[step {name}]"):
+        return Step(
+            name=name,
+            run=words(section, "run"),
+            inputs=paths(section, "inputs"),
+            provides=tuple(path.rstrip("/") for path in paths(section, "provides")),
+            when=paths(section, "when"),
+            roles=tuple(section.get("roles", "").split()),
+            after=section.get("after", ""),
+            timeout=number(section, "timeout") if "timeout" in section else number(deploy, "step_timeout"),
+            keep_days=int(number(section, "keep_days", least=0)) if "keep_days" in section else 0,
+        )
+
+
+def parse_role(name: str, section: Mapping[str, str]) -> Role:
+    with mistakes_in(f"[role {name}]"):
+        role = Role(
+            name=name,
+            services=tuple(section.get("services", "").split()),
+            reload=tuple(section.get("reload", "").split()),
+            health=section.get("health", "").strip(),
+            check=words(section, "check"),
+        )
+        for unit in role.services + role.reload:
+            if not re.fullmatch(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*\.(service|socket|timer|target)", unit):
+                raise errors.UsageError(f"{unit!r} is not a unit name such as gunicorn.service")
+        if role.health and not re.match(r"http://[^/]+(/|$)|http\+unix://(/[^:]+):/", role.health):
+            raise errors.UsageError(f"health = {role.health}: use http://HOST/PATH or http+unix:///SOCKET:/PATH")
+        return role
+
+
+def in_order(steps: list[Step]) -> tuple[Step, ...]:
+    """The steps in the order of their sections, those with `after` right behind the one they name."""
+    ordered: list[Step] = []
+    ahead = [step for step in reversed(steps) if not step.after]
+    while ahead:
+        ordered.append(ahead.pop())
+        ahead += [step for step in reversed(steps) if step.after == ordered[-1].name]
+    for step in steps:
+        if step not in ordered:
+            raise errors.UsageError(f"[step {step.name}]: after = {step.after}: no such step before it")
+    return tuple(ordered)
+
+
+def roles_of(names: Sequence[str], config: Config) -> list[Role]:
+    """A machine's roles, by their names. Raises UsageError for one that deploy.ini does not know."""
+    for name in names:
+        if name not in config.roles:
+            known = ", ".join(sorted(config.roles))
+            raise errors.UsageError(f"unknown role {name!r}: deploy.ini and the defaults have {known}")
+    if not names:
+        raise errors.UsageError("this machine has no role: name one with --role, or in machine.ini")
+    return [config.roles[name] for name in names]
+
+
+def units_of(roles: Iterable[Role]) -> tuple[list[str], list[str]]:
+    """The units of roles, each once: those that are restarted, those that are reloaded."""
+    services = dict.fromkeys(unit for role in roles for unit in role.services)
+    reloads = dict.fromkeys(unit for role in roles for unit in role.reload)
+    return [*services], [*reloads]

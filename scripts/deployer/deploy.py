@@ -1,0 +1,243 @@
+"""The stories: what a deploy and a rollback do, in order."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+
+from deployer import attempt, build, config, errors, handover, log, memory, mirror, releases, run, switching
+from deployer.attempt import Result
+from deployer.host import Machine
+from deployer.memory import Outcome, Progress, Request
+from deployer.mirror import Mirror
+from deployer.releases import Release
+
+
+def deploy(request: Request) -> Result:
+    """Bring the machine to the commit that is wanted; return the result.
+
+    At boot, while only the repository is out of reach, it goes on trying in the background.
+    """
+    pause, again = 5.0, False
+    with attempt.boot_time_limit(request):
+        while True:
+            result = attempt.under_lock(request, bring_to_target, quiet=again)
+            log.ready()
+            if not request.is_boot:
+                return result
+            if result["outcome"] != "unreachable":
+                attempt.tell_team(request.machine, result)
+                return result
+            log.info(f"trying again in {pause:g} s; a push or `systemctl restart deploy-on-startup` does it at once")
+            log.progress(f"{result['message']}; trying again in {pause:g} s")
+            time.sleep(pause)
+            request, pause, again = request._replace(baton=None), min(pause * 1.5, 30.0), True
+
+
+def bring_to_target(progress: Progress) -> Outcome:
+    """Steps 2 to 7 of a deploy, under the lock; once more with a new mirror if this one is damaged."""
+    source = mirror_of(progress.machine)
+    try:
+        return bring_from(progress, source)
+    except errors.GitError:
+        if progress.switched or not source.repair(progress.machine.fetch_timeout):
+            raise
+    progress.steps.clear()
+    return bring_from(progress, source)
+
+
+def bring_from(progress: Progress, source: Mirror) -> Outcome:
+    machine = progress.machine
+    wanted, tip = find_target(progress, source)
+    if outcome := nothing_to_do(progress, source, wanted):
+        return outcome
+    progress.stage("planning")
+    mirror.verify_signature(machine, source, wanted)  # before anything of the commit runs
+    tree = source.tree(wanted)
+    handover.hand_over(progress, source, tree, tip)
+    commit = source.load(wanted, tree)
+    config.roles_of(machine.roles, commit.settings)
+    current = releases.current(machine)
+    release = build.build(progress, source, commit, current)
+    outcome = switching.switch_and_confirm(progress, release, releases.good_one(machine, current), "deploy")
+    return tidied(progress, release, outcome)
+
+
+def rollback(request: Request) -> Result:
+    """Go back to the newest good release before the current one, or to the one named."""
+    return attempt.under_lock(request, roll_back)
+
+
+def roll_back(progress: Progress) -> Outcome:
+    machine, current = progress.machine, releases.current(progress.machine)
+    release = release_to_return_to(progress, current)
+    if release == current:  # an earlier rollback, say, was killed before it restarted the services
+        return ended_rollback(progress, release)
+    config.roles_of(machine.roles, release.settings())
+    progress.wanted = release.commit
+    log.info(f"rolling back from {current.name if current else 'nothing'} to {release.name}")
+    left = current.commit if current and current.name > release.name and current.commit != release.commit else ""
+    if left:  # the next boot must not bring back what a person has just left, nor after a power cut in here
+        memory.remember_bad(machine, left, "person", "it was rolled back by hand")
+    asking = run.Background(lambda: build.schema_ahead(machine, release))  # takes as long as a restart
+    good = current if current and current.is_good else None
+    outcome = switching.switch_and_confirm(progress, release, good, "rollback")
+    if outcome.name != "deployed":
+        for commit in (release.commit, left):
+            memory.forget_bad(machine, commit)
+        return outcome
+    tidied(progress, release, outcome)
+    message = f"rolled back from {memory.short(progress.previous)} to {release.short}"
+    return outcome._replace(name="rolled_back_on_request", message=message, warnings=attempt.told(asking.result()))
+
+
+def release_to_return_to(progress: Progress, current: Release | None) -> Release:
+    """The release that a rollback goes to; the current one if it is half-way there. Raises UsageError."""
+    machine, wanted, intent = progress.machine, progress.request.target, memory.read_intent(progress.machine)
+    if current and intent and (intent.by, intent.to) == ("rollback", current.name) and not wanted:
+        return current
+    if wanted is None:
+        found = releases.good_before(machine, current)
+        if not found:
+            raise errors.UsageError("there is no good release before the current one")
+        return found
+    good = [release for release in releases.all_of(machine) if release.is_good]
+    start = wanted if re.fullmatch("[0-9a-f]{4,40}", wanted) else "no commit"
+    matches = [release for release in good if release.name == wanted or release.commit.startswith(start)]
+    if not matches or len({release.commit for release in matches}) > 1:
+        names = ", ".join(release.name for release in good) or "none"
+        what = "ambiguous" if matches else "no such release is kept"
+        raise errors.UsageError(f"{wanted}: {what}; good releases: {names}")
+    return matches[-1]
+
+
+def ended_rollback(progress: Progress, release: Release) -> Outcome:
+    outcome = settled(progress, release)
+    if outcome.name == "deployed":
+        message = f"back on {release.short}, as a rollback that was interrupted had begun"
+        return outcome._replace(name="rolled_back_on_request", message=message)
+    if outcome.name == "unchanged":
+        return outcome._replace(message=f"{release.name} already runs, nothing to do")
+    return outcome
+
+
+# --- the parts of a deploy
+
+
+def mirror_of(machine: Machine) -> Mirror:
+    """The mirror, for the branch that machine.ini names, or else the deploy.ini that runs. Raises UsageError."""
+    if not machine.repo:
+        raise errors.UsageError("no repository: name one with --repo, or in machine.ini")
+    current = releases.current(machine)
+    settings = current.settings() if current else config.parse("", "defaults")
+    return Mirror(machine.mirror, machine.repo, machine.branch or settings.branch)
+
+
+def find_target(progress: Progress, source: Mirror) -> tuple[str, str]:
+    """Fetch; return the ids of the commit to deploy and of the branch's newest one."""
+    wanted, baton = progress.request.commit, progress.request.baton
+    is_fetched = baton and source.resolve(f"refs/heads/{source.branch}") == baton.tip
+    tip = baton.tip if baton and is_fetched else fetch(progress, source)
+    commit = source.resolve(wanted) if wanted else tip
+    if not commit or not source.contains(tip, commit):
+        raise errors.UsageError(f"--commit {wanted}: is no commit of branch {source.branch} of {source.url}")
+    progress.wanted = commit
+    log.tag(DEPLOY_COMMIT=commit)
+    return commit, tip
+
+
+def fetch(progress: Progress, source: Mirror) -> str:
+    """Fetch, with retries, until the branch's tip contains --contains; return the tip."""
+    machine, contains = progress.machine, progress.request.contains
+    deadline = time.monotonic() + machine.fetch_timeout
+    progress.stage("fetching")
+    log.info(f"fetching {source.branch} from {source.url}")
+    if machine.owns_services:  # the health check needs it, and the network is waited for anyway
+        run.Background(lambda: importlib.import_module("http.client"))
+    tries, pause = 0, 1.0
+    while True:
+        tries += 1
+        try:
+            tip = fetch_once(source, max(1.0, deadline - time.monotonic()))
+            if not machine.branch and (other := source.other_branch(tip)):
+                mirror.verify_signature(machine, source, tip)
+                source.branch = other
+                continue
+            if not contains or source.contains(tip, contains):
+                return tip
+            problem = f"{source.branch} of {source.url} is at {tip[:8]} and does not contain {contains[:8]}"
+            if time.monotonic() + pause >= deadline:
+                raise errors.DeployError(f"{problem} after {machine.fetch_timeout:g} s")
+        except errors.Unreachable as error:
+            problem = str(error)
+            # a person or a runner waits, and can try again; a boot has nobody who would
+            if time.monotonic() + pause >= deadline or (not progress.request.is_boot and tries >= 3):
+                raise
+        log.info(f"  {problem}; trying again in {pause:g} s")
+        log.progress(f"{problem}; trying again")
+        time.sleep(pause)
+        pause = min(pause * 2, 10.0)
+
+
+def fetch_once(source: Mirror, timeout: float) -> str:
+    """Fetch, into a new mirror if this one turns out to be damaged."""
+    source.prepare()
+    try:
+        return source.fetch(timeout)
+    except errors.FetchFailed:
+        if not source.repair(timeout):
+            raise
+    return source.resolve(f"refs/heads/{source.branch}")
+
+
+def nothing_to_do(progress: Progress, source: Mirror, commit: str) -> Outcome | None:
+    """The outcome if no release is to be built: the commit runs, is older, or is known to be bad."""
+    machine, request = progress.machine, progress.request
+    current, bad = releases.current(machine), memory.bad_commits(machine).get(commit)
+    if current and current.commit == commit and not request.full:
+        return settled(progress, current)
+    if current and current.commit != commit and not request.force and source.contains(current.commit, commit):
+        message = f"{current.short} runs, which is newer than {memory.short(commit)}; --force goes back"
+        outcome = settled(progress, current)
+        return outcome._replace(name="superseded", message=message) if outcome.name == "unchanged" else outcome
+    if bad and not request.force and (bad["kind"] == "unhealthy" or request.is_boot):
+        message = f"{memory.short(commit)} is not tried again: {bad['why']} ({bad['when']})"
+        raise errors.DeployError(f"{message}; push a fix, or use --force")
+    memory.forget_bad(machine, commit)
+    return None
+
+
+def settled(progress: Progress, current: Release) -> Outcome:
+    """The current release stays: see that it serves; end what an earlier run has begun. Raises Broken."""
+    outcome = switching.settle(progress)
+    assert outcome
+    if outcome.name != "unchanged":
+        return tidied(progress, current, outcome)
+    memory.forget_bad(progress.machine, current.commit)  # a rollback from it was killed before it switched
+    if progress.interrupted:
+        return tidied(progress, current, outcome)
+    handover.install(progress.machine, current)
+    return outcome
+
+
+def tidied(progress: Progress, release: Release, outcome: Outcome) -> Outcome:
+    """Note that the release is good, if it is, and remove what nothing needs any more."""
+    if not errors.OUTCOMES[outcome.name].is_good:
+        return outcome
+    machine = progress.machine
+    progress.stage("tidying up")
+    for task in (
+        release.mark_good,
+        lambda: memory.clear_intent(machine),
+        lambda: memory.forget_bad(machine, release.commit),
+        lambda: releases.prune(machine, release.settings().keep),
+        lambda: handover.install(machine, release),
+        lambda: handover.prune(machine),
+        lambda: mirror_of(machine).tidy(),
+    ):
+        try:
+            task()
+        except (OSError, ValueError, errors.DeployError) as error:  # the deploy is done; the next one does this again
+            log.warning(f"tidying up: {error}")
+    return outcome

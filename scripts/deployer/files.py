@@ -1,0 +1,163 @@
+"""Files: replaced whole, also over a power cut; JSON with a schema; EnvironmentFile=; removal; a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deployer import log, run
+
+SCHEMA = 1  # of the result, the history and every file below state/
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # how every time is written: UTC
+
+
+def now() -> str:
+    """The present time in UTC, to the second, as in 2026-01-02T03:04:05Z."""
+    return time.strftime(TIME, time.gmtime())
+
+
+def write(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace a file at once: whoever reads it sees the old or the new one, whole, also after a power cut.
+
+    durable: after a power cut it is the new one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name without the content
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(path: Path) -> None:
+    """Bring everything on the path's file system to the disk."""
+    run.command(["sync", "--file-system", str(path)], timeout=600)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link somewhere else in one rename, durably."""
+    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    os.symlink(target, temporary)
+    os.replace(temporary, link)
+    sync_directory(link.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if it is missing, damaged or of another schema."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        log.warning(f"{path} cannot be read and is ignored")
+        return None
+    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+
+
+def write_json(path: Path, value: Mapping[str, Any], durable: bool = True) -> None:
+    write(path, json.dumps({"schema": SCHEMA, **value}) + "\n", durable=durable)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or tree, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        try:
+            shutil.rmtree(path)
+        except PermissionError:  # a step made directories read-only
+            run.command(["chmod", "-R", "u+rwX", str(path)])
+            shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def removed_on_failure(path: Path) -> Iterator[Path]:
+    """Leave nothing of a directory whose making did not succeed, whatever the reason."""
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(Exception):
+            remove(path)
+        raise
+
+
+def way_out(top: Path, place: Path) -> str:
+    """Where a link, say in the commit, leads what is written to this place, if that is outside of `top`."""
+    real, real_top = os.path.realpath(place), os.path.realpath(top)
+    return "" if os.path.commonpath([real, real_top]) == real_top else real
+
+
+def disk_full(error: Exception) -> str:
+    """The words in which an error, or the output of a command that failed, says that there was no space."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    text = f"{error} {getattr(error, 'detail', '')}"
+    found = re.search("no space left on device|disk quota exceeded|database or disk is full", text, re.IGNORECASE)
+    return found[0] if found else ""
+
+
+def free_bytes(path: Path) -> int:
+    return shutil.disk_usage(path).free
+
+
+def megabytes(number: int) -> str:
+    return f"{number / 1e6:.0f} MB" if number >= 1e7 else f"{number / 1e6:.1f} MB"
+
+
+def free_space(path: Path) -> str:
+    """`12 MB free`, and how many files, where their number is limited."""
+    about = os.statvfs(path)
+    return f"{megabytes(free_bytes(path))} free" + (f", for {about.f_favail} files" if about.f_files else "")
+
+
+def parse_variables(text: str) -> dict[str, str]:
+    """Parse a file as systemd does for EnvironmentFile= (its src/basic/env-file.c), damaged lines too.
+
+    Comments begin with # or ;, values may be 'literal', "with \\" escapes" or bare (then a backslash
+    escapes one character, and quotes in it are literal); a backslash at the end of a line continues it.
+    """
+    line_pattern = re.compile(r"(?s)[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))")
+    quoted_pattern = re.compile(r"""(?s)[ \t]*(?:'(?P<literal>[^']*)'?|"(?P<escaped>(?:\\.|[^\\"])*)"?)""")
+    bare_pattern = re.compile(r"(?s)[ \t]*(?P<text>(?:\\.?|[^\\ \t\r\n]|[ \t]+(?=[^ \t\r\n]))*)")
+    result: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        line = line_pattern.match(text, position)
+        assert line
+        position, value = line.end(), ""
+        if not line["equals"]:
+            continue
+        while part := quoted_pattern.match(text, position):
+            value += part["literal"] or re.sub(r'\\(?:\n|(["\\`$]))', r"\1", part["escaped"] or "")
+            position = part.end()
+        bare = bare_pattern.match(text, position)
+        assert bare
+        value += re.sub(r"\\(?:[\r\n]|(.?))", r"\1", bare["text"])
+        position = bare.end()
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*[ \t]*", line["key"]):
+            result[line["key"].strip()] = value
+    return result

@@ -1,0 +1,155 @@
+"""This machine: machine.ini, the root and every path below it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from deployer import config, errors
+
+FETCH_TIMEOUT = 60.0  # seconds
+BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
+
+# The keys of [machine] in machine.ini, and what they are if it says nothing.
+MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify"), "")
+MACHINE_INI |= {"fetch_timeout": str(FETCH_TIMEOUT), "boot_timeout": str(BOOT_TIMEOUT)}
+
+
+class Machine(NamedTuple):
+    """This machine: machine.ini, overridden by the command line."""
+
+    root: Path
+    name: str
+    roles: tuple[str, ...]
+    repo: str
+    branch: str  # empty: as deploy.ini says
+    fetch_timeout: float
+    boot_timeout: float
+    verify: bool  # deploy only commits that a key in allowed_signers has signed
+    owns_services: bool  # without machine.ini no service is touched
+
+    @property
+    def mirror(self) -> Path:
+        return self.root / "repo.git"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def current(self) -> Path:
+        return self.root / "current"
+
+    @property
+    def kept(self) -> Path:
+        return self.root / "envs"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def shared(self) -> Path:
+        return self.root / "shared"
+
+    @property
+    def deployers(self) -> Path:
+        return self.root / "deployers"
+
+    @property
+    def script(self) -> Path:
+        return self.root / "bin" / "deploy_machine.py"
+
+
+def load(
+    root: Path,
+    roles: Sequence[str] = (),
+    repo: str | None = None,
+    branch: str | None = None,
+    fetch_timeout: float | None = None,
+) -> Machine:
+    """Read machine.ini; what is given here overrides it. Raises UsageError."""
+    path = root / "machine.ini"
+    with config.mistakes_in(path if path.exists() else root):
+        own = read_machine_ini(path) if path.exists() else {}
+        section = {**MACHINE_INI, **own}
+        branch = branch or section["branch"]
+        if section["verify"] not in ("", "signatures"):  # anything else must not be taken for "no"
+            raise errors.UsageError(f"verify = {section['verify']}: the only way to verify is `signatures`")
+        return Machine(
+            root=root,
+            name=section["name"] or socket.gethostname().partition(".")[0],
+            roles=tuple(dict.fromkeys(roles or section["roles"].split())),
+            repo=check_url(repo or section["repo"]),
+            branch=config.check_ref(branch) if branch else "",
+            fetch_timeout=fetch_timeout or config.number(section, "fetch_timeout"),
+            boot_timeout=config.number(section, "boot_timeout"),
+            verify=bool(section["verify"]),
+            owns_services=bool(own),
+        )
+
+
+def read_machine_ini(path: Path) -> dict[str, str]:
+    try:
+        parser = config.read_ini(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise errors.UsageError(str(error.strerror)) from None
+    section = dict(parser["machine"]) if parser.has_section("machine") else {}
+    wrong = [name for name in parser.sections() if name != "machine"] + sorted(set(section) - set(MACHINE_INI))
+    if wrong or not section:
+        wrong += ["no [machine] section"]
+        raise errors.UsageError(f"{wrong[0]}: expected [machine] with {', '.join(sorted(MACHINE_INI))}")
+    return section
+
+
+def check_url(url: str) -> str:
+    if url.startswith("-") or any(ord(char) < 33 for char in url):
+        raise errors.UsageError(f"repository {url!r}: not an address that git could fetch from")
+    if re.match(r"https?://([^/@]*:[^/@]*|[^/@]{20,})@", url):  # so long a name is a token
+        raise errors.UsageError(
+            "the repository's address holds a password, which logs and `ps` would show: use a deploy key"
+        )
+    return url
+
+
+def find_root(given: str | None) -> Path:
+    """The root, as --root, $DEPLOY_ROOT or this script's place says; it must be ours. Raises UsageError."""
+    root = Path(given or os.environ.get("DEPLOY_ROOT") or installed_root() or "/srv/app").absolute()
+    another = "name another with --root"
+    with config.mistakes_in(root):
+        if not root.is_dir():
+            raise errors.UsageError(f"no such directory; {another}, or prepare the machine with setup_machine.py")
+        sudo = f"sudo -u {owner_of(root)} ..."
+        if os.geteuid() == 0 and root.stat().st_uid != 0:
+            # its owner can change whatever would run here, this file first of all
+            raise errors.UsageError(f"root must not run what another user can write; use: {sudo}")
+        try:
+            entries = {path.name for path in root.iterdir()}
+        except PermissionError:
+            raise errors.UsageError(f"may not be read by this user; run as its owner: {sudo}") from None
+        if entries and not entries & {"machine.ini", "state"}:
+            raise errors.UsageError(f"is neither empty nor a root of deploy_machine.py (no machine.ini); {another}")
+    return root
+
+
+def installed_root() -> Path | None:
+    """The root whose deployers/<id>/deployer/ holds this file, if it is installed there."""
+    root = Path(__file__).resolve().parents[3]
+    return root if Path(__file__).resolve().parents[2].name == "deployers" and (root / "machine.ini").exists() else None
+
+
+def must_own(machine: Machine) -> None:
+    if machine.root.stat().st_uid != os.geteuid():
+        owner = owner_of(machine.root)
+        raise errors.UsageError(f"{machine.root}: belongs to {owner}; run this as that user: sudo -u {owner} ...")
+
+
+def owner_of(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return f"#{path.stat().st_uid}"

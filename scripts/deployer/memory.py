@@ -1,0 +1,334 @@
+"""What outlives a run, below state/: the lock and its holder, the intent of a switch, bad commits, the history."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from deployer import errors, files, log, run
+from deployer.host import Machine
+
+HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
+BAD_COMMITS = 50  # so many are remembered
+
+
+class Baton(NamedTuple):
+    """What a version that hands over passes to the next: it goes on under the same lock, with the same commit."""
+
+    lock: int  # an open descriptor
+    tip: str  # the commit that was fetched
+    started: str
+    clock: float  # monotonic seconds at the start
+    ready_by: float  # as of Request
+
+
+class Request(NamedTuple):
+    """What was asked for on the command line."""
+
+    machine: Machine
+    command: str
+    trigger: str  # cd, boot or manual
+    arguments: tuple[str, ...]  # all of them as they were given, for a hand-over
+    contains: str | None = None
+    commit: str | None = None
+    target: str | None = None  # of a rollback
+    full: bool = False
+    force: bool = False
+    lock_timeout: float = 1800.0  # seconds
+    ready_by: float = 0.0  # monotonic seconds at which a boot lets the services start, whatever goes on
+    baton: Baton | None = None  # from the version that has handed over to this one
+
+    @property
+    def is_boot(self) -> bool:
+        return self.trigger == "boot"
+
+
+class Outcome(NamedTuple):
+    """How a run ended. `detail`: the last output of a failed command or service."""
+
+    name: str  # a key of errors.OUTCOMES
+    message: str
+    detail: str = ""
+    services: tuple[Mapping[str, str], ...] = ()
+    healthy: bool | None = None
+    warnings: tuple[str, ...] | None = None  # None: nobody has asked yet
+
+
+def short(commit: str | None) -> str:
+    """A commit, as people see it."""
+    return commit[:8] if commit else "nothing"
+
+
+class Progress:
+    """How far a run has come; while it holds the lock, state/running.json tells others."""
+
+    def __init__(self, request: Request, previous: str | None) -> None:
+        self.request, self.machine, self.previous = request, request.machine, previous
+        baton = request.baton
+        self.started, self.clock = (baton.started, baton.clock) if baton else (files.now(), time.monotonic())
+        self.stages = [("start", process_start())]
+        self.wanted: str | None = None  # the commit
+        self.steps: list[dict[str, Any]] = []
+        self.switched = False  # from then on the release matters more than what is noted of it
+        self.interrupted = False  # whether the run before this one was
+        self.lock = -1
+
+    def begin(self) -> None:
+        """Say that this run holds the lock now."""
+        about = {"pid": os.getpid(), "trigger": self.request.trigger, "started": self.started}
+        run.OWN["DEPLOY_RUN"] = run_mark(about)
+        write_running(self.machine, {**about, "stage": "start", "interrupted": self.interrupted})
+
+    def stage(self, name: str, waits_for_services: bool = False) -> None:
+        """Enter a stage. A boot that waits for the lock lets the services start if this stage waits for them."""
+        self.stages.append((name, time.monotonic()))
+        try:
+            if self.lock >= 0:
+                about = {**(read_running(self.machine) or {}), "stage": name, "waits_for_services": waits_for_services}
+                write_running(self.machine, about)
+        except OSError:  # a full disk
+            if not self.switched:
+                raise
+        log.progress(name)
+
+    def timings(self) -> dict[str, float]:
+        """The seconds of each stage until now, in order."""
+        spent: dict[str, float] = {}
+        ends = [began for _, began in self.stages[1:]] + [time.monotonic()]
+        for (name, began), end in zip(self.stages, ends):
+            spent[name] = round(spent.get(name, 0.0) + end - began, 3)
+        return spent
+
+
+def process_start() -> float:
+    """The monotonic second at which this process was started: importing this file counts as work."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - max(0.0, age)
+
+
+# --- who holds the lock: left behind, it says that a run was interrupted
+
+
+def read_running(machine: Machine) -> dict[str, Any] | None:
+    """What running.json says; of one that a power cut has damaged, that there was a run."""
+    path = machine.state / "running.json"
+    return files.read_json(path) or ({"stage": "unknown"} if path.exists() else None)
+
+
+def write_running(machine: Machine, about: Mapping[str, Any]) -> None:
+    # not durable: after a power cut in any stage the next run does the same
+    files.write_json(machine.state / "running.json", about, durable=False)
+
+
+def clear_running(machine: Machine) -> None:
+    (machine.state / "running.json").unlink(missing_ok=True)
+
+
+def run_mark(about: Mapping[str, Any]) -> str:
+    """What tells the processes of one run from all others: its process id and start."""
+    return f"{about.get('pid')} {about.get('started')}"
+
+
+def end_interrupted(machine: Machine) -> bool:
+    """Whether a run was interrupted; then what it left running is ended. Under the lock only."""
+    left = read_running(machine) or {}
+    if not left or left.get("pid") == os.getpid():  # a version before this one handed over to us
+        return bool(left.get("interrupted"))
+    log.warning(
+        f"an earlier deploy ({left.get('trigger')}, {left.get('started')}) was interrupted at:"
+        f" {left.get('stage', 'start')}; cleaning up"
+    )
+    run.end_leftovers(run_mark(left))
+    return True
+
+
+@contextlib.contextmanager
+def hold_lock(request: Request, while_waiting: Callable[[bool], None]) -> Iterator[int]:
+    """Hold the machine's lock and yield its descriptor; its file is never removed.
+
+    The kernel frees the lock with the process, so a killed run leaves none behind.
+
+    Waits at most --lock-timeout seconds, saying for whom; then raises Busy. `while_waiting` is told whether
+    the holder waits for services.
+    """
+    path = request.machine.state / "lock"
+    descriptor = request.baton.lock if request.baton else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    close_others(path, descriptor)
+    try:
+        wait_for_lock(descriptor, request, while_waiting)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def close_others(lock: Path, descriptor: int) -> None:
+    """Close what a version that handed over has left open of the lock: this process would wait for itself."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if int(name) != descriptor and os.path.samestat(os.stat(f"/proc/self/fd/{name}"), os.stat(lock)):
+                os.close(int(name))
+
+
+def wait_for_lock(descriptor: int, request: Request, while_waiting: Callable[[bool], None]) -> None:
+    timeout, told = request.lock_timeout, ""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = read_running(request.machine) or {}
+            pid, trigger, since = (holder.get(key, "unknown") for key in ("pid", "trigger", "started"))
+            who = f"process {pid} ({trigger}, since {since})"
+            while_waiting(bool(holder.get("waits_for_services")))
+        if time.monotonic() >= deadline:
+            raise errors.Busy(f"another deploy holds the lock: {who}; waited {timeout:g} s for it")
+        if who != told:
+            log.info(f"waiting for another deploy to end: {who}; for at most {timeout:g} s")
+            log.progress(f"waiting for another deploy: {who}")
+            told = who
+        time.sleep(0.2)
+
+
+def lock_is_held(machine: Machine) -> bool:
+    try:
+        with open(machine.state / "lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
+# --- the intent of a switch
+
+GOING_BACK = "going back"
+
+
+class Intent(NamedTuple):
+    """state/switching.json: a switch that is begun and not confirmed. It alone says what is still owed.
+
+    Written before the switch, removed when the release was seen to be healthy: so nothing of it rests on a clock.
+    """
+
+    to: str  # the release that the services are to run
+    good: str  # the one to go back to if it is not healthy; empty: there is none
+    by: str  # deploy, rollback, or going back
+    why: str = ""  # going back: what is wrong with the release that is left
+
+
+def read_intent(machine: Machine) -> Intent | None:
+    found = files.read_json(machine.state / "switching.json") or {}
+    fields = [found.get(name, "") for name in Intent._fields]
+    return Intent(*fields) if fields[0] and all(isinstance(field, str) for field in fields) else None
+
+
+def write_intent(machine: Machine, intent: Intent) -> None:
+    # not durable: the sync of the switch makes it so
+    files.write_json(machine.state / "switching.json", intent._asdict(), durable=False)
+
+
+def clear_intent(machine: Machine) -> None:
+    (machine.state / "switching.json").unlink(missing_ok=True)
+
+
+# --- bad commits
+
+
+def bad_commits(machine: Machine) -> dict[str, dict[str, str]]:
+    """Commit -> kind (unhealthy, step or person), why and when; oldest first."""
+    found = (files.read_json(machine.state / "state.json") or {}).get("bad")
+    return {
+        name: about
+        for name, about in (found.items() if isinstance(found, dict) else ())
+        if isinstance(about, dict) and all(isinstance(text, str) for text in about.values())
+        if {"kind", "why", "when"} <= {*about}
+    }
+
+
+def remember_bad(machine: Machine, commit: str, kind: str, why: str) -> None:
+    """kind: `unhealthy`, `step` (one failed) or `person` (somebody rolled back from it)."""
+    others = {name: about for name, about in bad_commits(machine).items() if name != commit}
+    newest = {**others, commit: {"kind": kind, "why": why, "when": files.now()}}
+    try:
+        write_bad(machine, dict([*newest.items()][-BAD_COMMITS:]))
+    except OSError as error:  # then it is tried once more; what became of the deploy matters more
+        log.warning(f"{commit[:8]} could not be remembered as bad: {error.strerror}")
+
+
+def forget_bad(machine: Machine, commit: str) -> None:
+    bad = bad_commits(machine)
+    if bad.pop(commit, None):
+        write_bad(machine, bad)
+
+
+def write_bad(machine: Machine, bad: Mapping[str, Mapping[str, str]]) -> None:
+    files.write_json(machine.state / "state.json", {"bad": bad})
+
+
+# --- the last result and the history
+
+
+def record(machine: Machine, result: Mapping[str, Any]) -> None:
+    """Write a result to state/. A full disk must not hide the outcome."""
+    try:
+        files.write_json(machine.state / "last.json", result)
+        append_history(machine, result)
+    except OSError as error:
+        log.warning(f"the result could not be recorded below {machine.state}: {error.strerror}")
+
+
+def read_last(machine: Machine) -> dict[str, Any] | None:
+    return files.read_json(machine.state / "last.json")
+
+
+def forget_last(machine: Machine) -> None:
+    (machine.state / "last.json").unlink(missing_ok=True)
+
+
+def append_history(machine: Machine, result: Mapping[str, Any]) -> None:
+    """Append one line durably; an earlier line that a power cut left half-written is closed first."""
+    path = machine.state / "history.jsonl"
+    if path.exists() and path.stat().st_size > HISTORY_BYTES:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        files.write(path, "".join(lines[len(lines) // 2 :]))
+    with open(path, "a+b", buffering=0) as file:
+        size = file.tell()
+        if size:
+            file.seek(-1, os.SEEK_END)
+        line = b"\n" * (size > 0 and file.read(1) != b"\n") + json.dumps(result).encode() + b"\n"
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def read_history(machine: Machine) -> list[dict[str, Any]]:
+    """All results, oldest first; damaged lines are left out."""
+    results = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (machine.state / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(line)
+                if is_result(value):
+                    results.append(value)
+    return results
+
+
+def is_result(value: Any) -> bool:
+    """Whether a value is a deploy's result, as far as it is shown."""
+    if not isinstance(value, dict) or value.get("schema") != files.SCHEMA:
+        return False
+    types: dict[str, Any] = dict.fromkeys(("started", "trigger", "outcome", "message"), str)
+    types |= {"commit": (str, type(None)), "seconds": (int, float)}
+    return all(isinstance(value.get(key), kind) for key, kind in types.items()) and abs(value["seconds"]) < 1e9

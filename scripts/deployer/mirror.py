@@ -1,0 +1,302 @@
+"""The bare mirror of the application's repository: only this branch, fetched on demand. No other room runs git."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from deployer import config, errors, files, log, run
+from deployer.host import Machine
+
+SCRIPT = "scripts/deploy_machine.py"  # in the application's repository
+PACKAGE = "scripts/deployer/"
+
+
+class Entry(NamedTuple):
+    """One path of a commit: mode as in `100644`, kind (blob, tree, commit) and object id."""
+
+    mode: str
+    kind: str
+    oid: str
+
+
+Tree = Mapping[str, Entry]
+
+
+class Commit(NamedTuple):
+    """The commit to deploy: its id, every path in it, and its configuration."""
+
+    id: str
+    tree: Tree
+    settings: config.Config
+    declares_python_project: bool  # a pyproject.toml that only configures tools does not
+
+
+class Mirror:
+    """Only the lock's holder writes to it."""
+
+    def __init__(self, path: Path, url: str, branch: str) -> None:
+        self.path, self.url, self.branch = path, url, branch
+
+    def git(self, *arguments: str, timeout: float = run.QUERY_TIMEOUT, check: bool = True) -> run.Completed:
+        """Run git on the mirror. Raises GitError if it fails (unless `check` is off), and TimeLimit."""
+        return git([f"--git-dir={self.path}", *arguments], timeout=timeout, check=check)
+
+    # -- to keep it in order
+
+    def prepare(self) -> None:
+        """Make the mirror if there is none, and remove locks that a killed git left: they belong to nobody."""
+        settings = self.path / "config"
+        if not (self.path / "HEAD").exists():
+            files.remove(self.path)
+        if not settings.exists() or b"autoDetach" not in settings.read_bytes():  # the last that is set below
+            git(["init", "--quiet", "--bare", str(self.path)])
+            # loose objects and refs reach the disk with the call that wrote them
+            setting = ("core.fsync", "all") if version() >= [2, 36] else ("core.fsyncObjectFiles", "true")
+            self.git("config", *setting)
+            self.git("config", "gc.autoDetach", "false")
+        self.remove_leftovers()
+
+    def remove_leftovers(self, also_objects: bool = False) -> None:
+        """Remove git's locks and temporary files; those of single objects only if asked, as it takes longer."""
+        for folder, folders, names in os.walk(self.path):
+            if os.path.basename(folder) == "objects" and not also_objects:
+                folders[:] = [name for name in folders if len(name) > 2]  # not the hundreds that only hold objects
+            for name in names:
+                if name.endswith(".lock") or name.startswith("tmp_"):
+                    os.unlink(os.path.join(folder, name))
+
+    def is_sound(self) -> bool:
+        """Whether every object is there and whole."""
+        try:
+            return self.git("fsck", "--full", "--no-dangling", "--no-progress", timeout=600, check=False).code == 0
+        except errors.TimeLimit:
+            return True  # nobody knows
+
+    def repair(self, timeout: float) -> bool:
+        """Put a fresh mirror in the place of a damaged one; False if it is sound. Raises Unreachable."""
+        if self.is_sound():
+            return False
+        log.warning(f"{self.path} is damaged; fetching it anew")
+        fresh = Mirror(self.path.with_name("repo.git.new"), self.url, self.branch)
+        files.remove(fresh.path)
+        fresh.prepare()
+        fresh.fetch(timeout)
+        files.remove(self.path)
+        os.rename(fresh.path, self.path)
+        return True
+
+    def tidy(self) -> None:
+        """Pack what many fetches have left, if git finds it worth while."""
+        self.git("gc", "--auto", "--quiet", timeout=600)
+
+    # -- to bring it up to date
+
+    def fetch(self, timeout: float) -> str:
+        """Fetch the branch and return its newest commit. Raises Unreachable, FetchFailed or UsageError."""
+        options = ("--quiet", "--no-tags", "--no-auto-maintenance")  # that is tidy()'s, and may take minutes
+        refspec = f"+refs/heads/{self.branch}:refs/heads/{self.branch}"
+        try:
+            self.git("fetch", *options, "--", self.url, refspec, timeout=timeout)
+        except errors.CommandError as error:
+            self.remove_leftovers(also_objects=True)  # git leaves what it has got so far, and with it a full disk
+            if isinstance(error, errors.TimeLimit):
+                message = f"{self.url}: git fetch was not done within {timeout:.1f} s"
+                raise errors.Unreachable(message, error.detail) from None
+            raise self.fetch_failed(error) from None
+        tip = self.resolve(f"refs/heads/{self.branch}")
+        if not tip:
+            raise errors.GitError(f"git fetch succeeded but {self.branch} leads to no commit")
+        return tip
+
+    def fetch_failed(self, error: errors.CommandError) -> errors.DeployError:
+        """What it means that git could not fetch: the repository itself is asked."""
+        if full := files.disk_full(error):
+            return errors.DeployError(f"{self.url}: could not be fetched: {full}", error.detail)
+        message = f"{self.url}: could not be fetched: {reason_of(error.detail)}"
+        question = ["ls-remote", "--exit-code", "--quiet", "--", self.url, f"refs/heads/{self.branch}"]
+        try:
+            code = git(question, cwd=Path("/"), timeout=10.0, check=False).code
+        except errors.CommandError:
+            code = -1
+        if code == 2:
+            return errors.UsageError(f"{self.url}: has no branch {self.branch!r}")
+        return errors.Unreachable(message, error.detail) if code else errors.FetchFailed(message, error.detail)
+
+    # -- to read it
+
+    def resolve(self, name: str) -> str:
+        """The full id of a commit; empty if there is none of that name."""
+        return self.git("rev-parse", "--quiet", "--verify", f"{name}^{{commit}}", check=False).out.strip()
+
+    def contains(self, newer: str, older: str) -> bool:
+        """Whether `older` is `newer` or one of its ancestors. Raises GitError if git cannot tell."""
+        if newer == older:
+            return True
+        done = self.git("merge-base", "--is-ancestor", older, newer, check=False)
+        # a commit that was rewritten away may be gone from a mirror that is whole: it contains nothing
+        if done.code > 1 and self.resolve(older) and (self.resolve(newer) or not self.is_sound()):
+            raise errors.GitError(f"git merge-base {older} {newer} ended with {done.code}", run.tail(done.err))
+        return done.code == 0
+
+    def count(self, older: str | None, newer: str) -> int:
+        """How many commits lie between; 0 if there is none before."""
+        done = self.git("rev-list", "--count", f"{older or newer}..{newer}", check=False)
+        return int(done.out) if done.code == 0 else 0
+
+    def tree(self, commit: str) -> dict[str, Entry]:
+        """Every path of a commit, directories included (git has a content id for each)."""
+        tree = {}
+        for record in self.git("ls-tree", "-r", "-t", "-z", commit).out.split("\0"):
+            if record:
+                about, _, path = record.partition("\t")
+                tree[path] = Entry._make(about.split(" "))
+        return tree
+
+    def size(self, commit: str) -> int:
+        """The bytes of a commit's files."""
+        entries = self.git("ls-tree", "-r", "-l", "-z", commit).out
+        return sum(map(int, re.findall(r"(?:^|\0)\d+ blob \w+ +(\d+)\t", entries)))
+
+    def read(self, oid: str) -> str:
+        """A file's text, by its object id or as `COMMIT:PATH`."""
+        return self.git("cat-file", "blob", oid).out
+
+    def load(self, commit: str, tree: Tree) -> Commit:
+        """Read a commit's configuration. Raises DeployError: the commit is at fault, not the call."""
+        pyproject = self.read(tree["pyproject.toml"].oid) if "pyproject.toml" in tree else ""
+        text = self.read(tree["deploy.ini"].oid) if "deploy.ini" in tree else ""
+        if ".release.json" in tree:  # a release that a power cut left half made would look whole
+            own = "which is this script's own: remove it"
+            raise errors.DeployError(f"{commit[:8]} has a file .release.json in its root, {own}")
+        try:
+            settings = config.parse(text, f"deploy.ini of {commit[:8]}")
+        except errors.UsageError as error:
+            raise errors.DeployError(str(error)) from None
+        declares = re.search(r"^\s*\[(project|tool\.poetry)\b", pyproject, re.MULTILINE)
+        return Commit(commit, tree, settings, bool(declares))
+
+    def other_branch(self, tip: str) -> str:
+        """The branch that the deploy.ini at `tip` names, if it names another one."""
+        done = self.git("cat-file", "blob", f"{tip}:deploy.ini", check=False)
+        if done.code != 0:
+            return ""
+        try:
+            settings = config.parse(done.out, "deploy.ini")
+        except errors.UsageError:
+            return ""  # reported where the commit's configuration is read
+        return settings.branch if settings.sets_branch and settings.branch != self.branch else ""
+
+    # -- to check a commit out
+
+    def check_out(self, commit: Commit, destination: Path) -> None:
+        """Write the complete tree of a commit below `destination`, submodules and LFS files too."""
+        lfs = self.lfs_options(commit.tree)
+        index = destination.parent / f".{destination.name}.index"
+        common = [f"--git-dir={self.path}", f"--work-tree={destination}", "-c", "core.bare=false", *lfs]
+        try:
+            # checkout.workers=0: as many as there are processors, where git is new enough (2.32)
+            checkout = [*common, "-c", "checkout.workers=0", "read-tree", "--reset", "-u", commit.id]
+            git(checkout, index=index, timeout=600)
+            if any(entry.kind == "commit" for entry in commit.tree.values()):
+                self.git("config", "remote.origin.url", self.url)  # relative submodule addresses start here
+                update = [*common, "submodule", "--quiet", "update", "--init", "--force", "--recursive"]
+                git(update, index=index, cwd=destination, timeout=600, live=True)
+        except errors.GitError as error:
+            raise self.checkout_failed(commit, destination, error) from None
+        finally:
+            index.unlink(missing_ok=True)
+
+    def checkout_failed(self, commit: Commit, destination: Path, error: errors.GitError) -> errors.CommandError:
+        # git says neither why it could not write a file, nor does it leave what it wrote of it
+        free, full = files.free_bytes(destination), files.disk_full(error)
+        if full or free < 1_000_000 or ("unable to write file" in error.detail and free < self.size(commit.id)):
+            return errors.CommandError(f"checking out: {full or 'No space left on device'}", error.detail)
+        return error
+
+    def lfs_options(self, tree: Tree) -> list[str]:
+        """git options that fetch Git LFS files, if the commit has any; an error without git-lfs."""
+        attributes = [path for path in tree if path.rpartition("/")[2] == ".gitattributes"]
+        if not any("filter=lfs" in self.read(tree[path].oid) for path in attributes):
+            return []
+        if not run.which("git-lfs"):
+            missing = "git-lfs is not installed here: apt install git-lfs"
+            raise errors.DeployError(f"the repository keeps files in Git LFS but {missing}")
+        self.git("config", "remote.origin.url", self.url)
+        lfs = {"process": "git-lfs filter-process", "required": "true", "smudge": "git-lfs smudge -- %f"}
+        return options_of({f"filter.lfs.{key}": value for key, value in lfs.items()})
+
+
+def git(
+    arguments: Sequence[str],
+    *,
+    index: Path | None = None,
+    cwd: Path | None = None,
+    timeout: float = run.QUERY_TIMEOUT,
+    check: bool = True,
+    live: bool = False,
+) -> run.Completed:
+    """Run git: it asks nobody anything, and ssh gives up in time. Raises GitError if it fails, and TimeLimit."""
+    ssh = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
+    env = {**run.variables(), "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": ssh}
+    if "SSH_AUTH_SOCK" in os.environ:  # a person with an agent
+        env["SSH_AUTH_SOCK"] = os.environ["SSH_AUTH_SOCK"]
+    if index:
+        env["GIT_INDEX_FILE"] = str(index)
+    try:
+        return run.command(["git", *arguments], env=env, cwd=cwd, timeout=timeout, check=check, live=live)
+    except errors.TimeLimit:
+        raise
+    except errors.CommandError as error:
+        raise errors.GitError(str(error), error.detail) from None
+
+
+def options_of(settings: Mapping[str, str]) -> list[str]:
+    """The options of one git command that has these settings."""
+    return [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+
+
+def version() -> list[int]:
+    """git's first two numbers."""
+    return [int(part) for part in re.findall(r"\d+", git(["--version"]).out)[:2]]
+
+
+def reason_of(stderr: str) -> str:
+    """The line of git's or ssh's complaint that says most."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    general = ("fatal: Could not read from remote", "Please make sure", "and the repository exists")
+    telling = [line for line in lines if not line.startswith(general)]
+    return (telling or lines or ["git said nothing"])[-1]
+
+
+def verify_signature(machine: Machine, mirror: Mirror, commit: str) -> None:
+    """Raise DeployError unless a key in allowed_signers has signed the commit (verify = signatures).
+
+    Only machine.ini can ask for it: a commit's own deploy.ini could switch off its own verification.
+    """
+    signers = machine.root / "allowed_signers"
+    if not machine.verify:
+        return
+    if not signers.is_file() or not signers.stat().st_size:
+        missing = f"verify = signatures, but {signers} is missing or empty"
+        raise errors.DeployError(f"{missing}: setup_machine.py --allowed-signers")
+    if version() < [2, 34] or not run.which("ssh-keygen"):
+        raise errors.DeployError("verify = signatures needs git 2.34 or newer, and ssh-keygen")
+    settings = {
+        "gpg.format": "ssh",
+        "gpg.ssh.allowedSignersFile": str(signers),
+        "gpg.ssh.program": "ssh-keygen",
+        "gpg.program": "false",  # the keyring of this user is not asked
+        "gpg.x509.program": "false",
+    }
+    query = ["log", "-1", "--no-show-signature", "--format=%G?%n%GS%n%GK", commit]
+    told = mirror.git(*options_of(settings), *query).out.split("\n")
+    status, signer, key = (line.strip() for line in [*told, "", "", ""][:3])
+    if status != "G":  # good, and by a key that is in the file
+        other_key = f"is signed by {key}, which is not valid in {signers}"
+        wrong = {"N": "is not signed", "U": other_key}.get(status, "has a signature that is not good")
+        raise errors.DeployError(f"{commit[:8]} {wrong}; nothing of it was run")
+    log.info(f"{commit[:8]} is signed by {signer} ({key})")

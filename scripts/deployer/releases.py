@@ -1,0 +1,204 @@
+"""Complete trees: releases/, what steps have made (kept below envs/), the link `current`, and what nobody needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deployer import config, files
+from deployer.host import Machine
+
+MARK = ".release.json"  # of a release, written last
+KEPT_MARK = ".complete"  # of a kept tree, written last
+NAME_TIME, NAME_PATTERN = "%Y%m%dT%H%M%SZ", r"\d{8}T\d{6}Z"
+
+
+class Release(NamedTuple):
+    """One directory below releases/. It is complete if its mark is there."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return files.read_json(self.path / MARK) or {}
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.meta)
+
+    @property
+    def commit(self) -> str:
+        return str(self.meta.get("commit", ""))
+
+    @property
+    def short(self) -> str:
+        """The commit, as people see it."""
+        return self.commit[:8]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it once was switched to and healthy."""
+        return bool(self.meta.get("confirmed"))
+
+    def note(self, facts: Mapping[str, Any], durable: bool = True) -> None:
+        """Add to what its mark says."""
+        files.write_json(self.path / MARK, {**self.meta, **facts}, durable=durable)
+
+    def mark_good(self) -> None:
+        """Note that it serves and is healthy now."""
+        self.note({"confirmed": files.now()})
+
+    def settings(self) -> config.Config:
+        """The configuration of its commit. Raises UsageError."""
+        path = self.path / "deploy.ini"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return config.parse(text, str(path))
+
+
+def current(machine: Machine) -> Release | None:
+    """The release that `current` leads to."""
+    try:
+        release = Release(machine.releases / os.path.basename(os.readlink(machine.current)))
+    except OSError:
+        return None
+    return release if release.is_complete else None
+
+
+def all_of(machine: Machine) -> list[Release]:
+    """The complete ones, oldest first."""
+    found = [Release(path) for path in sorted(machine.releases.glob("[!.]*"))]
+    return [release for release in found if release.is_complete]
+
+
+def good_before(machine: Machine, release: Release | None) -> Release | None:
+    """The newest good release that is older than the given one."""
+    good = [other for other in all_of(machine) if other.is_good and (not release or other.name < release.name)]
+    return good[-1] if good else None
+
+
+def good_one(machine: Machine, release: Release | None) -> Release | None:
+    """What to go back to from the one after this release: itself, if it is good, else the newest good one before."""
+    return release if release and release.is_good else good_before(machine, release)
+
+
+def new(machine: Machine, commit: str) -> Release:
+    """An empty directory for a release of the commit; names sort in the order of making, whatever the clock does."""
+    path = machine.releases / f"{next_time(path.name[:16] for path in machine.releases.iterdir())}-{commit[:12]}"
+    path.mkdir(mode=0o755)
+    return Release(path)
+
+
+def next_time(taken: Iterable[str]) -> str:
+    """The present time as names have it, or the first one behind all that are taken."""
+    newest = max((name for name in taken if re.fullmatch(NAME_PATTERN, name)), default="")
+    present = time.strftime(NAME_TIME, time.gmtime())
+    if present > newest:
+        return present
+    import calendar  # noqa: PLC0415 - takes a while, and is rarely needed
+
+    return time.strftime(NAME_TIME, time.gmtime(calendar.timegm(time.strptime(newest, NAME_TIME)) + 1))
+
+
+def make_current(machine: Machine, release: Release) -> None:
+    """Make the release the current one: everything on disk first, then one rename."""
+    # without this a power cut right after the rename could leave empty files behind a valid link
+    files.sync_all(machine.root)
+    files.replace_link(machine.current, f"releases/{release.name}")
+
+
+# --- what steps have made
+
+
+class Kept(NamedTuple):
+    """What a step has made of some inputs, below envs/; of a step that provides nothing, that it was done."""
+
+    path: Path
+    step: str
+    key: str  # of its fingerprint
+    fingerprint: Mapping[str, str]
+    bytes: int  # that it took
+    provides: bool
+
+
+def kept_trees(machine: Machine) -> list[Kept]:
+    """All that is complete, the last made first."""
+    found = []
+    for path in sorted(machine.kept.iterdir(), key=lambda path: path.name[-16:], reverse=True):
+        mark, parts = files.read_json(path / KEPT_MARK), path.name.rsplit("-", 2)
+        if mark and len(parts) == 3:
+            made = dict(mark.get("fingerprint") or {}), int(mark.get("bytes", 0)), bool(mark.get("provides", True))
+            found.append(Kept(path, parts[0], parts[1], *made))
+    return found
+
+
+def new_kept(machine: Machine, step: config.Step, key: str) -> Path:
+    """An empty directory for what a step makes of inputs with this key."""
+    taken = (path.name[-16:] for path in machine.kept.glob(f"{step.name}-*"))
+    path = machine.kept / f"{step.name}-{key}-{next_time(taken)}"
+    path.mkdir(mode=0o755)
+    return path
+
+
+def mark_complete(path: Path, fingerprint: Mapping[str, str], free_before: int, provides: bool = True) -> None:
+    """The last thing written: after a power cut a half-made tree must not look whole.
+
+    free_before: the free bytes before it was made; what it took tells the next deploy what it needs.
+    provides: whether the tree can be taken over; else it only says that the step was done.
+    """
+    size = max(0, free_before - files.free_bytes(path)) if provides else 0
+    if provides:
+        files.sync_all(path)
+    about = {"fingerprint": dict(fingerprint), "made": files.now(), "bytes": size, "provides": provides}
+    files.write_json(path / KEPT_MARK, about)
+
+
+# --- removal
+
+
+def discard(path: Path) -> None:
+    """Remove a release or a kept tree, its mark first: half-removed, it must not look complete."""
+    for mark in (MARK, KEPT_MARK):
+        (path / mark).unlink(missing_ok=True)
+    files.remove(path)
+
+
+def remove_incomplete(machine: Machine) -> None:
+    """Remove what no run owns. Under the lock only: then nothing is being made now."""
+    serving = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
+    for path in machine.releases.iterdir():
+        if path.name != serving and not Release(path).is_good:  # never switched to, or given up
+            files.remove(path)
+    for path in machine.kept.iterdir():
+        if not files.read_json(path / KEPT_MARK):
+            files.remove(path)
+    for directory in (machine.root, machine.state, machine.script.parent):
+        for path in directory.glob(".*.tmp-*"):
+            files.remove(path)
+    for path in machine.releases.glob(f"*/.{MARK}.tmp-*"):
+        files.remove(path)
+    files.remove(machine.root / "repo.git.new")
+
+
+def prune(machine: Machine, keep: int) -> None:
+    """Keep the newest good releases, the current one always, and the kept trees that they use."""
+    serving = current(machine)
+    good = [release for release in all_of(machine) if release.is_good and release != serving]
+    wanted = {*good[-(keep - 1) :]} if keep > 1 else set()
+    for release in all_of(machine):
+        if release != serving and release not in wanted:
+            discard(release.path)
+    used = {name for release in all_of(machine) for name in release.meta.get("envs", [])}
+    noted: set[str] = set()
+    for kept in kept_trees(machine):
+        is_last_note = not kept.provides and kept.step not in noted
+        noted.add(kept.step)
+        if kept.path.name not in used and not is_last_note:
+            discard(kept.path)

@@ -1,0 +1,190 @@
+"""From one release to another: switch, bring the services, confirm, go back; end a switch that was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from deployer import config, errors, log, memory, releases, run, services
+from deployer.config import Step
+from deployer.host import Machine
+from deployer.memory import GOING_BACK, Intent, Outcome, Progress
+from deployer.releases import Release
+
+
+def switch_and_confirm(progress: Progress, release: Release, good: Release | None, by: str) -> Outcome:
+    """Switch to the release, bring the services and confirm; else go back to the good one. Raises Broken."""
+    try:
+        progress.stage("switching")
+        switch(progress, release, Intent(release.name, good.name if good else "", by))
+    except (errors.DeployError, OSError):  # a full disk
+        if releases.current(progress.machine) != release:
+            memory.clear_intent(progress.machine)
+            if not release.is_good:
+                releases.discard(release.path)
+        raise
+    log.info(f"switched to {release.name}")
+    try:
+        reports = activate(progress, release)
+    except (errors.Unhealthy, errors.CommandError) as error:
+        log.error(f"{release.short} is not healthy: {error}")
+        return go_back(progress, release, good, error)
+    commits = f" from {progress.previous[:8]}" if progress.previous else ""
+    return Outcome("deployed", f"{release.short} deployed{commits}", services=reports, healthy=True)
+
+
+def switch(progress: Progress, release: Release, intent: Intent) -> None:
+    """Remember what is intended, then make the release the current one."""
+    machine, left = progress.machine, releases.current(progress.machine)
+    if left and left != release:
+        carry_assets(left, release)
+    memory.write_intent(machine, intent)
+    progress.switched = True
+    releases.make_current(machine, release)
+
+
+def activate(progress: Progress, release: Release) -> tuple[dict[str, str], ...]:
+    """Bring the services of this machine's roles to the current release; what was done with them, once it is healthy.
+
+    Raises Unhealthy or CommandError.
+    """
+    machine, settings = progress.machine, release.settings()
+    progress.stage("services", waits_for_services=True)
+    if not machine.owns_services and config.units_of(config.roles_of(machine.roles, settings))[0]:
+        log.info(f"no machine.ini in {machine.root}: services are left alone")
+    old = services.own_states(machine, settings)
+    log.ready()
+    # at a boot systemd starts them by itself from here on: then they run this release already
+    states = services.own_states(machine, settings) if progress.request.is_boot else old
+    reports = services.bring(machine, settings, states, old)
+    progress.stage("confirming", waits_for_services=True)
+    services.wait_until_healthy(machine, settings, release, old)
+    # else it would not have returned
+    return tuple({**one, "state": "inactive" if one["action"] == "stopped" else "active"} for one in reports)
+
+
+def go_back(progress: Progress, release: Release, good: Release | None, error: errors.DeployError) -> Outcome:
+    """The release is unhealthy: serve the good one again and remember the commit as bad. Raises Broken."""
+    machine, bad = progress.machine, release.short
+    run.end_leftovers(run.OWN["DEPLOY_RUN"])  # what a check did not end
+    if not good:
+        message = f"{bad} is not healthy and there is no good release to go back to: {error}"
+        raise errors.Broken(message, error.detail)
+    progress.stage("going back", waits_for_services=True)
+    log.warning(f"going back to {good.name}")
+    memory.forget_last(machine)  # on a full disk: room for the link; it is written anew
+    try:
+        return_to(progress, good, str(error))
+        reports = activate(progress, good)
+    except (errors.DeployError, OSError) as second:
+        message = f"{bad} is not healthy ({error}), nor is {good.short} any more ({second})"
+        raise errors.Broken(message, getattr(second, "detail", "") or error.detail) from None
+    memory.remember_bad(machine, release.commit, "unhealthy", str(error))
+    memory.clear_intent(machine)
+    releases.discard(release.path)
+    message = f"{bad} was not healthy: {error}; {good.short} serves again"
+    return Outcome("rolled_back", message, error.detail, reports, healthy=True)
+
+
+def return_to(progress: Progress, good: Release, why: str) -> None:
+    """Make the good release the current one again; on a full disk without a note of it."""
+    try:
+        switch(progress, good, Intent(good.name, "", GOING_BACK, why))
+    except OSError:
+        releases.make_current(progress.machine, good)
+
+
+def end_interrupted(progress: Progress, current: Release) -> Outcome | None:
+    """End the switch that an earlier run has begun and not confirmed; None if there is none. Raises Broken."""
+    machine, intent = progress.machine, memory.read_intent(progress.machine)
+    if not intent and current.is_good:
+        return None
+    why = "an earlier deploy was interrupted" if progress.interrupted else "an earlier deploy ended broken"
+    log.info(f"{current.short} was switched to but not confirmed: {why}")
+    known = {release.name: release for release in releases.all_of(machine)}
+    if intent and intent.to != current.name and intent.to in known:  # it was about to be left
+        return go_back(progress, current, known[intent.to], errors.Unhealthy(intent.why))
+    good = known.get(intent.good) if intent else None
+    by = intent.by if intent else "deploy"
+    return switch_and_confirm(progress, current, good or releases.good_before(machine, current), by)
+
+
+def forget_what_was_not_switched(machine: Machine) -> None:
+    """An intent whose release never became the current one is owed to nobody; nor is one that cannot be read."""
+    intent, current = memory.read_intent(machine), releases.current(machine)
+    if not intent or (intent.by != GOING_BACK and (not current or intent.to != current.name)):
+        memory.clear_intent(machine)
+
+
+def settle(progress: Progress) -> Outcome | None:
+    """There will be no new release: see that the current one serves; None if nothing is deployed.
+
+    If an earlier run has begun to switch, that is ended, and its outcome returned. Raises Broken.
+    """
+    current = releases.current(progress.machine)
+    log.ready()
+    if not current:
+        return None
+    if outcome := end_interrupted(progress, current):
+        return outcome
+    progress.stage("settling", waits_for_services=True)
+    try:
+        reports = keep_serving(progress, current)
+    except (errors.Unhealthy, errors.CommandError) as error:
+        message = f"{current.short} runs but is not healthy: {error}"
+        raise errors.Broken(message, error.detail) from None
+    return Outcome("unchanged", f"{current.short} already runs, nothing to do", services=reports, healthy=True)
+
+
+def keep_serving(progress: Progress, current: Release) -> tuple[dict[str, str], ...]:
+    """Start what does not run; if it answers no more, restart it once. Raises Unhealthy or CommandError."""
+    machine, settings = progress.machine, current.settings()
+    states = services.own_states(machine, settings)
+    reports = services.bring(machine, settings, states, None)
+    if any(report["action"] != "none" for report in reports) or progress.request.is_boot:
+        services.wait_until_healthy(machine, settings, current)
+        return tuple(reports)
+    roles = config.roles_of(machine.roles, settings)
+    if services.probe(machine, roles, current, time.monotonic() + services.PROBE_TIMEOUT):
+        # it was good and answers no more: one restart, as a person would try first
+        log.warning(f"{current.short} runs but is not healthy: restarting its services")
+        reports = services.bring(machine, settings, states, states)
+        services.wait_until_healthy(machine, settings, current, states)
+    return tuple(reports)
+
+
+# --- assets
+
+
+def carry_assets(left: Release, release: Release) -> None:
+    """Pages of the release that is left still ask for its assets, and those of earlier ones: link them in."""
+    carried: dict[str, float] = {}
+    for step in release.settings().steps:
+        if step.keep_days:
+            carried.update(carry_step(left, release, step))
+    if carried and not release.is_good:  # it is new
+        release.note({"old_files": carried}, durable=False)  # the sync of the switch makes it so
+
+
+def carry_step(left: Release, release: Release, step: Step) -> dict[str, float]:
+    """Returns path -> when it was superseded, for those that are not older than the step's keep_days."""
+    known: dict[str, float] = left.meta.get("old_files", {})
+    oldest = time.time() - step.keep_days * 86400
+    carried = {}
+    for path in files_below(left.path, step.provides):
+        since, new = known.get(path, time.time()), release.path / path
+        if since > oldest and (path in known or not new.exists()):
+            carried[path] = since
+            new.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.link(left.path / path, new, follow_symlinks=False)
+    return carried
+
+
+def files_below(top: Path, folders: Sequence[str]) -> list[str]:
+    """All files in these folders, also behind a link that stands for one, as paths relative to `top`."""
+    walks = (walk for path in folders for walk in os.walk(top / path))
+    return [os.path.relpath(os.path.join(folder, name), top) for folder, _, names in walks for name in names]

@@ -1,0 +1,146 @@
+"""What people and programs are shown: plan, status and history. Nothing here changes more than the mirror."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from typing import Any
+
+from deployer import attempt, build, config, deploy, files, host, memory, mirror, releases, services
+from deployer.attempt import Result
+from deployer.memory import Request, short
+
+
+def plan(request: Request) -> Result:
+    """Say what deploy would do and why; changes nothing but the mirror."""
+    machine, progress = request.machine, attempt.begin(request)
+    source = deploy.mirror_of(machine)
+    with memory.hold_lock(request, lambda waits: None):
+        wanted, _ = deploy.find_target(progress, source)
+        mirror.verify_signature(machine, source, wanted)
+        commit = source.load(wanted, source.tree(wanted))
+        units, reloads = config.units_of(config.roles_of(machine.roles, commit.settings))
+        current = releases.current(machine)
+        decisions = build.decide(machine, commit, releases.kept_trees(machine), request.full)
+        ahead = source.count(current.commit if current else None, commit.id)
+    bad = memory.bad_commits(machine).get(commit.id)
+    steps = [
+        {"name": d.step.name, "action": "run" if d.needed else "skip", "why": d.why, "run": shlex.join(d.step.run)}
+        for d in decisions
+    ]
+    same = bool(current and current.commit == commit.id and not request.full)
+    return {
+        "schema": files.SCHEMA,
+        "machine": machine.name,
+        "roles": list(machine.roles),
+        "current": current.commit if current else None,
+        "wanted": commit.id,
+        "commits": ahead,
+        "nothing_to_do": same,
+        "bad": bad["why"] if bad else None,
+        "steps": [] if same else steps,
+        "restart": units,
+        "reload": reloads,
+    }
+
+
+def show_plan(result: Result) -> str:
+    if result["nothing_to_do"]:
+        return f"{result['machine']}: {short(result['wanted'])} already runs; deploy would do nothing\n"
+    span = f"from {short(result['current'])} to {short(result['wanted'])}"
+    lines = [f"{result['machine']}: {span} ({result['commits']} commits)"]
+    if result["bad"]:
+        lines.append(f"  this commit is remembered as bad ({result['bad']})")
+    for step in result["steps"]:
+        lines.append(f"  {step['action']:4}  {step['name']}: {step['why']}")
+        if step["action"] == "run":
+            lines.append(f"          {step['run']}")
+    restart, reload = (", ".join(result[what]) or "nothing" for what in ("restart", "reload"))
+    return "\n".join([*lines, f"  restart {restart}; reload {reload}", ""])
+
+
+def status(request: Request) -> Result:
+    """What runs now, and the last results. Reads only."""
+    machine = request.machine
+    host.must_own(machine)  # it runs the check command, and what failed steps printed is not for everybody
+    current = releases.current(machine)
+    running, is_held = memory.read_running(machine), memory.lock_is_held(machine)
+    reports, problem = services.observe_safely(machine, current)
+    since = time.strftime(files.TIME, time.gmtime(os.lstat(machine.current).st_mtime)) if current else None
+    return {
+        "schema": files.SCHEMA,
+        "machine": machine.name,
+        "roles": list(machine.roles),
+        "commit": current.commit if current else None,
+        "release": current.name if current else None,
+        "since": since,
+        "services": reports,
+        "healthy": not problem if current else None,
+        "problem": problem,
+        "bad_commits": [{"commit": commit, **about} for commit, about in memory.bad_commits(machine).items()],
+        "running": running if is_held else None,
+        "interrupted": bool(running) and not is_held,
+        "last": memory.read_last(machine),
+        "trigger": current.meta.get("trigger") if current else None,
+        "attempts": memory.read_history(machine)[-5:],
+        "releases": [{"release": r.name, "commit": r.commit, "good": r.is_good} for r in releases.all_of(machine)],
+    }
+
+
+def show_status(result: Result) -> str:
+    lines = serving_lines(result)
+    if result["running"]:
+        stage, trigger, began = (result["running"].get(key, "unknown") for key in ("stage", "trigger", "started"))
+        lines.append(f"  now       a deploy is going on: {stage} ({trigger}, since {began})")
+    if result["interrupted"]:
+        lines.append("  note      the last deploy was interrupted; the next one cleans up after it")
+    lines += [f"  warning   {warning}" for warning in warnings_of(result)]
+    lines += [f"  bad       {short(bad['commit'])}: {bad['why']} ({bad['when']})" for bad in result["bad_commits"]]
+    attempts = "last attempts\n" + show_history({"history": result["attempts"]}) if result["attempts"] else ""
+    return "\n".join([*lines, attempts])
+
+
+def serving_lines(result: Result) -> list[str]:
+    name = f"{result['machine']} ({', '.join(result['roles']) or 'no role'})"
+    if not result["commit"]:
+        return [f"{name}: nothing is deployed yet"]
+    since = f"since {result['since']} ({ago(result['since'])})"
+    return [
+        f"{name} runs {short(result['commit'])} {since}, deployed by {result['trigger']}",
+        f"  release   {result['release']}",
+        *(f"  service   {service['unit']}: {service['state']}" for service in result["services"]),
+        f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}",
+    ]
+
+
+def warnings_of(result: Result) -> list[Any]:
+    last = result["last"] or {}
+    warnings = last.get("warnings") if last.get("release") == result["release"] else None
+    return warnings if isinstance(warnings, list) else []
+
+
+def ago(timestamp: str) -> str:
+    """`3 h ago` for a time as files.now() writes it."""
+    import calendar  # noqa: PLC0415 - takes a while, and only `status` needs it
+
+    seconds = max(0.0, time.time() - calendar.timegm(time.strptime(timestamp, files.TIME)))
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def history(request: Request) -> Result:
+    """All recorded results, oldest first."""
+    host.must_own(request.machine)
+    results = memory.read_history(request.machine)
+    return {"schema": files.SCHEMA, "machine": request.machine.name, "history": results}
+
+
+def show_history(result: Result) -> str:
+    return "".join(
+        f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}  {short(entry['commit']):8}"
+        f"  {entry['seconds']:6.1f} s  {entry['message']}\n"
+        for entry in result["history"]
+    )
