@@ -5,5 +5,5 @@ kills.py   SIGKILL to a deploy at a chosen moment, and what must hold then and a
 cuts.py    a disk of its own for /srv/app, copied at an instant: what was not written by then is gone
 load.py    steady requests while the application is deployed
 
-Used by tests/machine/test_faults.py (samples) and bench/faults.py (campaigns).
+Used by tests/machine/test_faults.py (samples) and tests/bench/faults.py (campaigns).
 """

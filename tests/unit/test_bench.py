@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+from bench import report
 
-from bench import report  # noqa: E402
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 SAMPLES = {
     "nothing": {"ours": [0.6, 0.4, 0.5], "naive": [3.0, 3.2, 3.1], "fabric": [1.0, 0.8, 0.9]},
@@ -112,7 +111,7 @@ def test_the_readme_has_the_marks() -> None:
 
 def test_the_stopwatch_tells_how_the_command_ended() -> None:
     script = "sleep 0.2; echo no; exit 3"
-    command = [sys.executable, str(REPOSITORY / "bench/probe.py"), "run", "", "", "--", "sh", "-c", script]
+    command = [sys.executable, str(REPOSITORY / "tests/bench/probe.py"), "run", "", "", "--", "sh", "-c", script]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert (told["code"], told["output"]) == (3, "no\n")
     assert 0.2 <= told["seconds"] < 2
