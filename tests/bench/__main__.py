@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--contender", action="append", choices=list(CONTENDERS), metavar="NAME",
                         help=f"only this one (and ours and naive); repeatable: {' '.join(CONTENDERS)}")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all samples there, as JSON")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--docs", action="store_true", help="put the tables into docs/, the figures into README.md")
     return parser
 
 
@@ -75,9 +75,9 @@ def main() -> int:
     print(text)
     if options.output:
         options.output.write_text(json.dumps(measured, indent=1) + "\n")
-    if options.readme:
-        readme = REPOSITORY / "README.md"
-        readme.write_text(report.replace_generated(readme.read_text(), COMMAND, text))
+    if options.docs:
+        report.put_generated(REPOSITORY / "docs/benchmarks.md", COMMAND, text)
+        report.put_generated(REPOSITORY / "README.md", COMMAND, report.figures(measured["samples"]))
     return 0
 
 

@@ -155,7 +155,7 @@ def main() -> int:
     parser.add_argument("--migrations", type=int, default=20, metavar="N", help="two machines at once; default 20")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="chooses the moments; default 1")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at the same time; default 2")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--docs", action="store_true", help="put the tables into docs/reliability.md")
     options = parser.parse_args()
     if os.geteuid() != 0:
         say("the machines need root: sudo ./dev bench faults")
@@ -186,9 +186,8 @@ def main() -> int:
     parts += [[f"- {problem}" for problem in problems] or ["Every promise was kept."]]
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
     print(text)
-    if options.readme:
-        readme = REPOSITORY / "README.md"
-        readme.write_text(report.replace_generated(readme.read_text(), COMMAND, text))
+    if options.docs:
+        report.put_generated(REPOSITORY / "docs/reliability.md", COMMAND, text)
     return 1 if problems else 0
 
 

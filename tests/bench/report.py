@@ -1,10 +1,11 @@
-"""From samples to medians, ratios, bars and tables. Pure functions: no machine is needed to test them."""
+"""From samples to medians, ratios, bars and tables; no machine is needed to test that."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Samples = Mapping[str, Mapping[str, Sequence[float]]]
@@ -20,6 +21,15 @@ TITLES = {
     "boot_behind": "boot, three commits behind",
     "offline": "a machine that is off, until told",
 }
+# What the README shows, in plain words: the --case that measures it, and where in the samples it is.
+FIGURES = (
+    ("one_file", "one_file", "a merge that changes one `.py` file, from the push until the site answers with it"),
+    ("nothing", "nothing", "a push with nothing new: the machine is asked, and nothing is restarted"),
+    ("python", "python", "a merge with a new Python package: an updated copy of the environment is made"),
+    ("rollback", "rollback", "a rollback, until the release before answers"),
+    ("boot", "boot_held_back", "a boot with nothing new: how long the application is kept waiting"),
+    ("load", "load", "requests that failed while releases were replaced, and the slowest answer meanwhile"),
+)
 NOT_PEERS = ("ours", "ours, on the machine")
 
 
@@ -133,7 +143,7 @@ def main_table(samples: Samples) -> str:
 
 
 def load_cell(samples: Samples, who: str) -> str:
-    failed = samples["load"].get(who)
+    failed = samples.get("load", {}).get(who)
     if not failed:
         return "-"
     requests = sum(samples["load_requests"][who])
@@ -176,10 +186,24 @@ def timings_table(timings: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def render(samples: Samples, timings: Mapping[str, Sequence[Mapping[str, Any]]], about: str) -> str:
-    """All tables, as they stand in the README."""
+    """All tables, as they stand in docs/benchmarks.md."""
     parts = [about, main_table(samples), other_table(samples), bar_table(bars(samples))]
     parts += [timings_table(timings)] if timings else []
     return "\n\n".join(parts) + "\n"
+
+
+def figures(samples: Samples) -> str:
+    """The few figures that the README shows, each with the command that measures it."""
+    rows = []
+    for case, key, words in FIGURES:
+        measured = load_cell(samples, "ours") if key == "load" else with_unit(Medians(samples).of(key), "s")
+        rows.append([words, measured, f"`sudo ./dev bench --case {case}`"])
+    return table(["what", "measured", "with"], rows) + "\n"
+
+
+def put_generated(path: Path, command: str, content: str) -> None:
+    """Replace in a document what the command wrote there the last time."""
+    path.write_text(replace_generated(path.read_text(), command, content))
 
 
 def replace_generated(text: str, command: str, content: str) -> str:

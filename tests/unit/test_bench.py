@@ -104,9 +104,26 @@ def test_generated_text_is_replaced_between_its_marks_only() -> None:
         report.replace_generated(text, "z", "new\n")
 
 
-def test_the_readme_has_the_marks() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    assert "no such text" in report.replace_generated(readme, "./dev bench", "no such text")
+@pytest.mark.parametrize(
+    ("document", "command"),
+    [
+        ("README.md", "./dev bench"),
+        ("docs/benchmarks.md", "./dev bench"),
+        ("docs/reliability.md", "./dev bench faults"),
+    ],
+)
+def test_the_documents_have_the_marks(document: str, command: str) -> None:
+    text = (REPOSITORY / document).read_text()
+    assert "no such text" in report.replace_generated(text, command, "no such text")
+
+
+def test_figures_are_told_in_plain_words_with_their_command() -> None:
+    lines = report.figures(SAMPLES).splitlines()
+    assert len(lines) == 2 + 6
+    assert any("one `.py` file" in line and "| 2.00 s | `sudo ./dev bench --case one_file` |" in line for line in lines)
+    assert any("| 1.00 s | `sudo ./dev bench --case boot` |" in line for line in lines)
+    assert any("| 1 of 300; slowest 0.7 s |" in line for line in lines)
+    assert all("| - |" in line for line in report.figures({}).splitlines()[2:])
 
 
 def test_the_stopwatch_tells_how_the_command_ended() -> None:
