@@ -9,45 +9,61 @@ import signal
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from small_app import App
-from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push, run_workflow
+from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push
 from workflow.commands import Masker, parse_command, read_pairs
 from workflow.matrix import combinations
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / ".github" / "workflows"
 SHA = "1" * 40
+PATIENCE = 60.0  # seconds until a test gives up; none waits that long for something that happens
 
 Execute = Callable[..., Run]
 
 
 @pytest.fixture
-def execute(tmp_path: Path) -> Execute:
+def execute(tmp_path: Path) -> Iterator[Execute]:
     """Run a workflow of which only the jobs are given."""
-    count = iter(range(100))
+    runs: list[Run] = []
 
     def execute(jobs: str, *, head: str = "on: push", start: bool = False, **options: Any) -> Run:
-        number = next(count)
+        number = len(runs)
         file = tmp_path / f"workflow-{number}.yml"
         jobs = textwrap.dedent(jobs)
         file.write_text(f"{textwrap.dedent(head)}\njobs:\n{textwrap.indent(jobs, '  ')}")
         options = {"event": push(SHA), "workdir": tmp_path / f"run-{number}", "grace": (0.3, 0.3), **options}
-        event = options.pop("event")
-        return Run(file, event, **options).start() if start else run_workflow(file, event, seconds=30, **options)
+        runs.append(Run(file, options.pop("event"), **options).start())
+        return runs[-1] if start else runs[-1].wait(PATIENCE)
 
-    return execute
+    yield execute
+    for run in runs:
+        run.kill()
 
 
-def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+def until(fact: Callable[[], Any], what: str) -> None:
+    """Wait for a fact; `what` it is says the failure of a test in which it does not come about."""
+    end = time.monotonic() + PATIENCE
+    while not fact():
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE} s"
         time.sleep(0.02)
+
+
+def lines(run: Run) -> set[str]:
+    return {line for leg in run.legs for line in leg.log.splitlines()}
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has asked for its exit code yet."""
+    try:
+        return "(zombie)" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 # One job
@@ -409,7 +425,7 @@ def test_cancelling_signals_the_process_of_the_step_alone(execute: Execute) -> N
                 trap 'echo got int' INT; trap 'echo got term; exit 7' TERM
                 forever() { while :; do sleep 0.1; done; }
                 (trap 'echo child got int' INT; trap 'echo child got term' TERM; echo child; forever) &
-                echo "pid=$!"; forever
+                echo "pid=$!"; echo parent; forever
             - {if: always(), run: echo always}
             - {if: success(), run: echo success}
             - {if: cancelled(), run: echo cancelled}
@@ -419,16 +435,16 @@ def test_cancelling_signals_the_process_of_the_step_alone(execute: Execute) -> N
         start=True,
         grace=(2, 2),
     )
-    until(lambda: run.legs and "pid=" in run.legs[0].log and "\nchild\n" in run.legs[0].log)
+    until(lambda: {"parent", "child"} <= lines(run), "both wait for signals")
     run.cancel()
-    run.wait(30)
+    run.wait(PATIENCE)
     log = run.leg("deploy").log
     assert log.index("got int") < log.index("got term")
     assert "child got" not in log
     assert [step.outcome for step in run.leg("deploy").steps] == ["cancelled", "success", "skipped", "success"]
     assert "Terminate orphan process: bash" in log
     child = int(log.split("pid=")[1].split()[0])
-    until(lambda: not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text())
+    until(lambda: is_gone(child), "the child ends")
     assert {name: job.result for name, job in run.jobs.items()} == {
         "deploy": "cancelled", "other": "cancelled", "report": "success",
     }  # fmt: skip
@@ -444,12 +460,11 @@ def test_a_process_that_ignores_signals_is_killed_with_its_children(execute: Exe
 
 
 def test_an_interrupted_wait_leaves_no_process(execute: Execute) -> None:
-    run = execute("a: {runs-on: x, steps: [{run: 'echo pid=$$; exec sleep 30'}]}", start=True)
-    until(lambda: run.legs and "\npid=" in run.legs[0].log)
+    run = execute("a: {runs-on: x, steps: [{run: 'echo pid=$$; echo ready; exec sleep 600'}]}", start=True)
+    until(lambda: "ready" in lines(run), "the step runs")
     with pytest.raises(TimeoutError):
-        run.wait(0.1)
-    pid = int(run.legs[0].log.split("\npid=")[1].split()[0])
-    assert not Path(f"/proc/{pid}").exists()
+        run.wait(0)
+    assert is_gone(int(run.leg("a").log.split("\npid=")[1].split()[0]))
 
 
 def test_of_the_runs_that_wait_in_a_group_only_the_newest_stays(execute: Execute, tmp_path: Path) -> None:
@@ -457,16 +472,16 @@ def test_of_the_runs_that_wait_in_a_group_only_the_newest_stays(execute: Execute
     jobs = f"a: {{runs-on: x, steps: [{{run: 'until [ -e {go} ]; do sleep 0.02; done'}}]}}"
     options: dict[str, Any] = {"head": "on: push\nconcurrency: deploy", "concurrency": group, "start": True}
     first = execute(jobs, **options)
-    until(lambda: first.legs)
+    until(lambda: first.legs, "the first runs")
     second = execute(jobs, **options)
-    until(lambda: group._waiting.get("deploy") is second)
+    until(lambda: group._waiting.get("deploy") is second, "the second waits")
     third = execute(jobs, **options)
-    until(lambda: second.is_over)
+    until(lambda: second.is_over, "the second ends")
     assert second.conclusion == "cancelled"
     assert not third.legs
     go.touch()
-    assert first.wait(10).conclusion == "success"
-    assert third.wait(10).conclusion == "success"
+    assert first.wait(PATIENCE).conclusion == "success"
+    assert third.wait(PATIENCE).conclusion == "success"
     assert third.leg("a").started >= first.leg("a").ended
 
 
@@ -522,17 +537,16 @@ def test_checkout_fetches_the_commit_of_the_event(execute: Execute, app: App) ->
 # cd.yml
 
 PUSH = """\
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys
 machine = sys.argv[sys.argv.index("--machine") + 1]
 names = [name for name in os.environ if name.startswith("DEPLOY_") or name.endswith(("_HOST", "_USER"))]
 pathlib.Path("seen.json").write_text(json.dumps({"arguments": sys.argv[1:], "env": {n: os.environ[n] for n in names}}))
 code, outcome = json.loads(pathlib.Path("outcomes.json").read_text()).get(machine, [0, "deployed"])
 if outcome == "slow":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # from here on it waits until it is asked for
     print("waiting", flush=True)
-    try:
-        time.sleep(30)
-    except KeyboardInterrupt:
-        outcome = "lost"
+    signal.sigwait({signal.SIGINT})
+    outcome = "lost"
 if outcome:
     with open(os.environ["GITHUB_OUTPUT"], "a") as file:
         file.write(f"{machine}={json.dumps({'outcome': outcome}).encode().hex()}\\n")
@@ -564,7 +578,7 @@ class Cd:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.count = 0
+        self.runs: list[Run] = []
 
     def commit(self, outcomes: Mapping[str, Any], change: Callable[[str], str] = str) -> str:
         text = change((WORKFLOWS / "cd.yml").read_text())
@@ -576,18 +590,21 @@ class Cd:
         return self.start(dispatch(sha, **inputs) if inputs else push(sha))
 
     def begin(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
-        self.count += 1
         file = self.app.origin / ".github/workflows/cd.yml"
-        workdir = self.app.root.parent / f"run-{self.count}"
-        return Run(file, event, workdir=workdir, repository=str(self.app.origin), secrets=secrets).start()
+        workdir = self.app.root.parent / f"run-{len(self.runs)}"
+        self.runs.append(Run(file, event, workdir=workdir, repository=str(self.app.origin), secrets=secrets).start())
+        return self.runs[-1]
 
     def start(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
-        return self.begin(event, secrets).wait(30)
+        return self.begin(event, secrets).wait(PATIENCE)
 
 
 @pytest.fixture
-def cd(app: App) -> Cd:
-    return Cd(app)
+def cd(app: App) -> Iterator[Cd]:
+    cd = Cd(app)
+    yield cd
+    for run in cd.runs:
+        run.kill()
 
 
 def seen(run: Run, job: str, **matrix: str) -> dict[str, Any]:
@@ -630,9 +647,10 @@ def test_cd_leaves_the_verdict_to_the_report(cd: Cd, outcome: list[Any]) -> None
 def test_cd_when_cancelled_lets_the_push_say_what_became_of_it(cd: Cd) -> None:
     """GitHub signals the step's own process alone: it must be push_deploy.py, not a shell around it."""
     run = cd.begin(push(cd.commit({"frontend": [1, "slow"]})))
-    until(lambda: any("waiting" in leg.log for leg in run.legs) and run.leg("deploy", machine="scheduler").green)
+    until(lambda: "waiting" in lines(run), "the push to the frontend waits")
+    until(lambda: run.leg("deploy", machine="scheduler").green, "the scheduler's ends")
     run.cancel()
-    run.wait(30)
+    run.wait(PATIENCE)
     assert run.leg("deploy", machine="frontend").conclusion == "cancelled"
     assert seen(run, "report")["results"] == {"scheduler": "deployed", "frontend": "lost"}
     assert run.conclusion != "success"
