@@ -10,14 +10,16 @@ import urllib.parse
 import xml.sax.saxutils
 from collections.abc import Callable, Iterable, Mapping
 
+from workflow.errors import Unsupported
+
 ANNOTATIONS_PER_STEP = 10  # of each level; GitHub shows no more
 ANNOTATION_LENGTH = 4096
 
-COMMANDS = frozenset(
-    "add-mask add-matcher add-path debug echo endgroup error group notice remove-matcher "
-    "save-state set-env set-output stop-commands warning".split()
+LEVELS = {"error", "warning", "notice"}
+COMMANDS = frozenset(LEVELS) | frozenset(
+    "add-mask add-matcher add-path debug echo endgroup group remove-matcher save-state set-env set-output "
+    "stop-commands".split()
 )
-LEVELS = ("error", "warning", "notice")
 
 
 class Masker:
@@ -59,8 +61,6 @@ class Annotation:
     level: str
     message: str
     title: str = ""
-    file: str = ""
-    step: str = ""
     by_runner: bool = False
 
 
@@ -97,11 +97,9 @@ def _unescape(text: str, is_property: bool = False) -> str:
 class Output:
     """One step's output: takes lines as they come, obeys the commands in them, hands on the rest."""
 
-    def __init__(self, step: str, masker: Masker, write: Callable[[str], None]) -> None:
-        self.step = step
+    def __init__(self, masker: Masker, write: Callable[[str], None]) -> None:
         self.annotations: list[Annotation] = []
-        self.outputs: dict[str, str] = {}  # by ::set-output, which is deprecated, but still works
-        self.failed = False  # by a command that is forbidden
+        self.refused: list[str] = []  # commands that the runner would obey, but that are not executed here
         self._masker = masker
         self._write = write
         self._stopped_until = ""
@@ -120,60 +118,29 @@ class Output:
         else:
             self._obey(command)
 
-    def annotate(self, level: str, message: str, title: str = "", file: str = "", by_runner: bool = False) -> None:
+    def annotate(self, level: str, message: str, title: str = "", by_runner: bool = False) -> None:
         self._write(f"##[{level}]{message}")
         if sum(annotation.level == level for annotation in self.annotations) < ANNOTATIONS_PER_STEP:
             hidden = self._masker.mask(message)[:ANNOTATION_LENGTH], self._masker.mask(title)
-            self.annotations.append(Annotation(level, *hidden, file, self.step, by_runner))
+            self.annotations.append(Annotation(level, *hidden, by_runner))
 
     def _obey(self, command: Command) -> None:
-        properties = command.properties
-        if command.name in LEVELS:
-            self.annotate(command.name, command.value, properties.get("title", ""), properties.get("file", ""))
-        elif command.name == "add-mask":
-            self._masker.add(command.value)
-        elif command.name == "stop-commands":
-            self._stop(command.value)
-        elif command.name == "set-output":
-            self.outputs[properties.get("name", "")] = command.value
-        elif command.name in ("set-env", "add-path"):
-            self.failed = True
-            self.annotate("error", f"The `{command.name}` command is disabled.", by_runner=True)
-        elif command.name in ("group", "endgroup"):
-            self._write(f"##[{command.name}]{command.value}")
-
-    def _stop(self, token: str) -> None:
-        if not token or token in COMMANDS:
-            self.failed = True
-            self.annotate("error", f"Invalid token of ::stop-commands: {token!r}", by_runner=True)
+        if command.name in LEVELS and set(command.properties) <= {"title"}:
+            self.annotate(command.name, command.value, command.properties.get("title", ""))
+        elif command.name == "stop-commands" and command.value and command.value not in COMMANDS:
+            self._stopped_until = command.value
         else:
-            self._stopped_until = token
+            self.refused.append(" ".join([f"::{command.name}", *command.properties]))
 
 
 def read_pairs(text: str) -> dict[str, str]:
-    """A GITHUB_OUTPUT or GITHUB_ENV file: `name=value` lines, and `name<<END` ... `END`; raises ValueError."""
+    """The `name=value` lines of a GITHUB_OUTPUT file; raises ValueError at another line."""
     pairs: dict[str, str] = {}
-    lines = iter(text.splitlines())
-    for line in lines:
-        if not line:
-            continue
-        equals, heredoc = line.find("="), line.find("<<")
-        if equals >= 0 and (heredoc < 0 or equals < heredoc):
-            name, value = line[:equals], line[equals + 1 :]
-        elif heredoc >= 0:
-            name, end = line[:heredoc], line[heredoc + 2 :]
-            value = "\n".join(_until(end, lines))
-        else:
+    for line in filter(None, text.splitlines()):
+        name, equals, value = line.partition("=")
+        if "<<" in name:
+            raise Unsupported(f"$GITHUB_OUTPUT: {line}")
+        if not name or not equals:
             raise ValueError(f"Invalid format '{line}'")
-        if not name:
-            raise ValueError(f"Invalid format '{line}'. Name must not be empty")
         pairs[name] = value
     return pairs
-
-
-def _until(end: str, lines: Iterable[str]) -> Iterable[str]:
-    for line in lines:
-        if line == end:
-            return
-        yield line
-    raise ValueError(f"Invalid value. Matching delimiter not found '{end}'")

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workflow.errors import WorkflowError
+
 PROGRAM = Path(__file__).with_name("workflow.mjs")
-
-
-class WorkflowError(Exception):
-    """GitHub would refuse this workflow, or could not evaluate one of its expressions."""
 
 
 class _Node:
@@ -65,17 +63,20 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(file: Path) -> dict[str, Any]:
     """The workflow as plain data, an expression being `{"$expression": "..."}`; raises WorkflowError."""
+    return parse_with_names(file)[0]
+
+
+def parse_with_names(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The workflow, and the contexts and functions that its expressions use."""
     answer = _ask({"parse": {"name": file.name, "text": file.read_text()}})
     if answer["errors"]:
         raise WorkflowError("\n".join(answer["errors"]))
-    return answer["workflow"]  # type: ignore[no-any-return]
+    return answer["workflow"], answer["names"]
 
 
-def evaluate(tree: Any, contexts: Mapping[str, Any], status: str, form: str) -> Any:
+def evaluate(tree: Any, contexts: Mapping[str, Any], success: bool, form: str) -> Any:
     """Evaluate all expressions in `tree`; `form` of the leaves: "value", "text" or "condition"."""
-    functions = {name: name == status for name in ("success", "failure", "cancelled")}
-    request = {"tree": tree, "contexts": contexts, "status": {**functions, "always": True}, "as": form}
-    answer = _ask({"evaluate": request})
+    answer = _ask({"evaluate": {"tree": tree, "contexts": contexts, "success": success, "as": form}})
     if "error" in answer:
         raise WorkflowError(answer["error"])
     return answer["value"]

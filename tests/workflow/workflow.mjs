@@ -1,7 +1,7 @@
 // GitHub's own workflow parser and expression evaluator, one JSON request per line, one JSON answer per line:
 //
-//   {"parse": {"name", "text"}}                              -> {"errors": [...], "workflow": tree}
-//   {"evaluate": {"tree", "contexts", "status", "as"}}       -> {"value"} or {"error"}
+//   {"parse": {"name", "text"}}                              -> {"errors": [...], "workflow": tree, "names": [...]}
+//   {"evaluate": {"tree", "contexts", "success", "as"}}      -> {"value"} or {"error"}
 //
 // A tree is the workflow as plain JSON, with {"$expression": "..."} where an expression stands.
 import { register } from "node:module";
@@ -19,10 +19,12 @@ const { reviver } = await load("expressions/dist/data/reviver.js");
 const { replacer } = await load("expressions/dist/data/replacer.js");
 const { truthy } = await load("expressions/dist/result.js");
 
+const INSERT = "${{ insert }}"; // as a key: it merges another mapping into its own
+
 function plain(node) {
   if (token.isMapping(node)) {
     const pairs = [];
-    for (const { key, value } of node) pairs.push([key.isExpression ? "${{ insert }}" : key.value, plain(value)]);
+    for (const { key, value } of node) pairs.push([key.isExpression ? INSERT : key.value, plain(value)]);
     return Object.fromEntries(pairs);
   }
   if (token.isSequence(node)) {
@@ -48,7 +50,17 @@ async function parse({ name, text }) {
     raw.if = plain(job.if);
     (job.steps ?? []).forEach((step, index) => (raw.steps[index].if = plain(step.if)));
   }
-  return { errors: [], workflow };
+  return { errors: [], workflow, names: [...new Set(names(workflow))] };
+}
+
+// The contexts and functions that the tree's expressions use.
+function names(tree) {
+  if (tree === INSERT) return ["insert"];
+  if (tree === null || typeof tree !== "object") return [];
+  if (!("$expression" in tree)) return Object.entries(tree).flatMap(([key, value]) => [...names(key), ...names(value)]);
+  const tokens = lex(tree.$expression);
+  const isName = (one, index) => one.type === TokenType.IDENTIFIER && tokens[index - 1]?.type !== TokenType.DOT;
+  return tokens.filter(isName).map(one => one.lexeme);
 }
 
 function lex(expression) {
@@ -60,15 +72,15 @@ function lex(expression) {
   return tokens;
 }
 
-function evaluateOne(expression, contexts, status) {
-  const functions = ["success", "failure", "always", "cancelled"].map(name => ({
-    name, minArgs: 0, maxArgs: 0, call: () => new data.BooleanData(status[name]),
-  })); // hashFiles is not here: none of the workflows needs it, and using it is an error
+function evaluateOne(expression, contexts, success) {
+  const functions = Object.entries({ success, always: true }).map(([name, value]) => ({
+    name, minArgs: 0, maxArgs: 0, call: () => new data.BooleanData(value),
+  })); // of the functions that are the runner's, cd.yml uses no other one
   const tree = new Parser(lex(expression), contexts.pairs().map(pair => pair.key), functions).parse();
   return new Evaluator(tree, contexts, new Map(functions.map(item => [item.name, item]))).evaluate();
 }
 
-function evaluate({ tree, contexts: json, status, as }) {
+function evaluate({ tree, contexts: json, success, as }) {
   const contexts = JSON.parse(JSON.stringify(json), reviver);
   const literal = value => JSON.parse(JSON.stringify(value), reviver);
   const leaf = value => {
@@ -79,7 +91,7 @@ function evaluate({ tree, contexts: json, status, as }) {
   const walk = node => {
     if (Array.isArray(node)) return node.map(walk);
     if (node === null || typeof node !== "object") return leaf(literal(node));
-    if ("$expression" in node) return leaf(evaluateOne(node.$expression, contexts, status));
+    if ("$expression" in node) return leaf(evaluateOne(node.$expression, contexts, success));
     return Object.fromEntries(Object.entries(node).map(([key, value]) => [key, walk(value)]));
   };
   return { value: walk(tree) };
