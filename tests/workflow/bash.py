@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ class BashStep:
         self._spec = spec
         self._step = step
         self._output = output
-        self._limit = time.monotonic() + state.minutes(spec) * state.settings.minute
+        self._limit = state.deadline(spec)
         self._timed_out = False
 
     def run(self) -> None:
@@ -41,7 +40,8 @@ class BashStep:
             state.leg.workspace,
             self._output.line,
             self._must_end,
-            lambda: (0, 0) if state.run.control.is_killed else state.settings.grace,
+            lambda: state.run.control.is_killed,
+            state.settings.clock,
         )
         self._judge(stopped)
         self._read(files)
@@ -54,7 +54,7 @@ class BashStep:
     def _must_end(self) -> bool:
         if self._state.run.control.is_killed:
             return True
-        self._timed_out = time.monotonic() > self._limit
+        self._timed_out = self._state.settings.clock() > self._limit
         if self._timed_out or not self._state.stop_reason():
             return self._timed_out
         self._state.notice_stop()

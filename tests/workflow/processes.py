@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-PIPE_WAIT = 5.0  # how long the runner waits for output after the step's own process has ended
+KILL_WAIT = 10_000  # milliseconds; a process that takes longer to die hangs in the kernel
+PIPE_WAIT = 5.0  # seconds the runner waits for output after the step's own process has ended
+SIGNALS = ((signal.SIGINT, 7.5), (signal.SIGTERM, 2.5))  # how the runner asks it to end, with the seconds for each
 
 
 def execute(
@@ -19,52 +21,54 @@ def execute(
     env: Mapping[str, str],
     cwd: Path,
     line: Callable[[str], None],
-    stop: Callable[[], bool],
-    grace: Callable[[], tuple[float, float]],
+    must_end: Callable[[], bool],
+    is_killed: Callable[[], bool],
+    clock: Callable[[], float],
 ) -> tuple[int, bool]:
-    """Run `command` until it ends or `stop()` is true; the exit code, and whether it had to be stopped."""
+    """Run `command` until it ends or must end; the exit code, and whether it had to be stopped."""
     process = subprocess.Popen(
         command, env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    stream = process.stdout
-
-    def read() -> None:
-        with contextlib.suppress(ValueError, OSError):  # closed below while a stray child still holds it
-            for data in stream:
-                line(data.decode(errors="replace"))
-
-    reader = threading.Thread(target=read, daemon=True)
+    reader = threading.Thread(target=_read, args=(process, line), daemon=True)
     reader.start()
     stopped = False
     try:
-        while process.poll() is None:
-            if stop():
-                stopped = True
-                _end(process, grace())
-            else:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(0.05)
+        while not stopped and not _has_ended(process):
+            stopped = must_end()
+        if stopped:
+            _interrupt(process, is_killed, clock)
     finally:
         if process.poll() is None:
             kill_tree(process.pid)
             process.wait()
         reader.join(PIPE_WAIT)
         if not reader.is_alive():
-            stream.close()
+            process.stdout.close()  # type: ignore[union-attr]
     return process.returncode, stopped
 
 
-def _end(process: subprocess.Popen[bytes], grace: tuple[float, float]) -> None:
-    """SIGINT, then SIGTERM, each to the step's own process alone; then SIGKILL to all that came from it."""
-    for number, seconds in zip((signal.SIGINT, signal.SIGTERM), grace):
+def _read(process: subprocess.Popen[bytes], line: Callable[[str], None]) -> None:
+    assert process.stdout is not None
+    for data in process.stdout:
+        line(data.decode(errors="replace"))
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Asks for a moment, so that a loop around it looks often enough, and not too often."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.05)
+    return process.returncode is not None
+
+
+def _interrupt(process: subprocess.Popen[bytes], is_killed: Callable[[], bool], clock: Callable[[], float]) -> None:
+    """SIGINT, then SIGTERM, each to the step's own process alone; who does not end by them is left to the caller."""
+    for number, seconds in SIGNALS:
+        end = clock() + seconds
         process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            return
-    kill_tree(process.pid)
-    process.wait()
+        while clock() < end and not is_killed():
+            if _has_ended(process):
+                return
 
 
 def kill_tree(pid: int) -> None:
@@ -92,8 +96,18 @@ def kill_orphans(tracking_id: str) -> list[str]:
         with contextlib.suppress(OSError):
             if mark in (process / "environ").read_bytes().split(b"\0"):
                 name = (process / "comm").read_text().strip()
-                os.kill(int(process.name), signal.SIGKILL)
+                _kill_and_wait(int(process.name))
                 killed.append(name)
-    if killed:
-        time.sleep(0.05)  # so that what they held is free when the caller looks
     return killed
+
+
+def _kill_and_wait(pid: int) -> None:
+    """When this returns, what the process held is free."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        ended = select.poll()
+        ended.register(descriptor, select.POLLIN)
+        ended.poll(KILL_WAIT)
+    finally:
+        os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class Settings:
     repository: what actions/checkout fetches from (a path or a URL).
     secrets: an empty one is not there.
     wrap: put before each step's command; it must exec it (`ip netns exec NAME` does).
-    minute: seconds in a minute of timeout-minutes; grace: seconds after SIGINT and SIGTERM.
+    clock: in seconds; time limits are measured by it, and how long a step may take to end after a signal.
     on_line: called with the leg's name and each (masked) line of its log, from several threads.
     """
 
@@ -25,6 +26,5 @@ class Settings:
     repository: str = ""
     secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
     wrap: Sequence[str] = ()
-    minute: float = 60.0
-    grace: tuple[float, float] = (7.5, 2.5)
+    clock: Callable[[], float] = time.monotonic
     on_line: Callable[[str, str], None] | None = None

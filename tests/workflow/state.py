@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -86,15 +85,19 @@ class LegState:
         """The time limit of a job or step."""
         return float(self.evaluate(spec.get("timeout-minutes", MINUTES)))
 
+    def deadline(self, spec: Mapping[str, Any]) -> float:
+        """When a job or step that begins now has to end, by the clock."""
+        return self.settings.clock() + 60 * self.minutes(spec)
+
     def start_clock(self) -> None:
-        self._deadline = time.monotonic() + self.minutes(self.spec) * self.settings.minute
+        self._deadline = self.deadline(self.spec)
 
     def stop_reason(self) -> str:
         """Why this leg is to end, if it is."""
         control = self.run.control
         if control.is_killed or (control.is_cancelled and not self._outlives_cancel):
             return "cancelled"
-        return "time" if time.monotonic() > self._deadline else ""
+        return "time" if self.settings.clock() > self._deadline else ""
 
     def notice_stop(self) -> None:
         """From the first reason to end on, the leg is cancelled."""
