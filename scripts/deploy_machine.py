@@ -42,21 +42,29 @@ def main() -> None:
 
 
 def become_whole() -> None:
-    """Version 0.1 hands over to this file alone: have the rest of the commit's version kept, and become that."""
+    """Version 0.1 hands over to this file alone: have the whole of the commit's version kept, and become that."""
     import os
     import re
     import subprocess
+    import types
 
-    if sys.argv[1:] == ["--version"]:  # it asks only whether this starts
-        raise SystemExit(print("deploy_machine.py, without deployer/"))
+    if sys.argv[1:] == ["--version"]:  # so it asks whether this starts
+        raise SystemExit(print("deploy_machine.py, without its directory deployer/"))
     if "DEPLOY_TAKEN_OVER_AT" not in os.environ:
-        raise SystemExit(sys.stderr.write(f"{__file__} needs the directory deployer/ beside it\n") and 2)
-    asked = re.search(r"--commit[ =](\w+)", " ".join(sys.argv))
+        raise SystemExit(sys.stderr.write(f"{__file__}: the directory deployer/ is missing beside it\n") and 2)
+    root, asked = sys.argv[-1], re.search(r"--commit[ =](\w+)", " ".join(sys.argv))
     commit = asked[1] if asked else os.environ["DEPLOY_TAKEN_OVER_AT"]
-    root = sys.argv[-1]
-    show = ["git", f"--git-dir={root}/repo.git", "show", f"{commit}:scripts/deployer/carrier.py"]
-    program = subprocess.run(show, check=True, capture_output=True, text=True).stdout
-    os.execv(sys.executable, [sys.executable, "-c", program, "git", root, commit, *sys.argv[1:]])
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", f"--git-dir={root}/repo.git", *words], check=True, stdout=subprocess.PIPE).stdout
+
+    paths = git("ls-tree", "-r", "-z", "--name-only", commit, "scripts/deploy_machine.py", "scripts/deployer/").decode()
+    names = [path.partition("/")[2] for path in paths.split("\0") if path.endswith((".py", ".ini"))]
+    files = {name: git("cat-file", "blob", f"{commit}:scripts/{name}") for name in names}
+    carrier = types.ModuleType("carrier")
+    exec(files["deployer/carrier.py"], carrier.__dict__)
+    path = carrier.keep(root, carrier.identity(files), files)
+    os.execv(sys.executable, [sys.executable, f"{path}/deploy_machine.py", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
-from deployer import VERSION, build, errors, files, host, log, memory, releases, services, switching
-from deployer.host import Machine
-from deployer.memory import Outcome, Progress, Request
-from deployer.mirror import Mirror
+from deployer import VERSION, build, errors, files, health, host, log, memory, mirror, releases, services, switching
 
 Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
-Story = Callable[[Progress], Outcome]
+Story = Callable[[memory.Progress], memory.Outcome]
 
 
 @contextlib.contextmanager
-def boot_time_limit(request: Request) -> Iterator[None]:
+def boot_time_limit(request: memory.Request) -> Iterator[None]:
     """At a boot, services start after boot_timeout seconds at the latest, whatever the deploy is doing."""
     left = max(0.0, request.ready_by - time.monotonic())
     timer = threading.Timer(left, log.ready)
@@ -34,7 +31,7 @@ def boot_time_limit(request: Request) -> Iterator[None]:
         log.ready()
 
 
-def begin(request: Request) -> Progress:
+def begin(request: memory.Request) -> memory.Progress:
     """Check the root, make what is missing below it, and begin. Raises UsageError."""
     machine = request.machine
     host.must_own(machine)
@@ -45,10 +42,10 @@ def begin(request: Request) -> Progress:
         log.use_journal()
     log.tag(DEPLOY_TRIGGER=request.trigger)
     current = releases.current(machine)
-    return Progress(request, current.commit if current else None)
+    return memory.Progress(request, current.commit if current else None)
 
 
-def under_lock(request: Request, story: Story, quiet: bool = False) -> Result:
+def under_lock(request: memory.Request, story: Story, quiet: bool = False) -> Result:
     """Run a story under the lock, turn its failure into a result, and record that.
 
     quiet: an `unreachable` is not recorded again (a boot that keeps trying).
@@ -73,17 +70,17 @@ def under_lock(request: Request, story: Story, quiet: bool = False) -> Result:
             return result
     except errors.Busy as error:
         log.error(f"busy: {error}")
-        return result_of(progress, Outcome("busy", str(error)))
+        return result_of(progress, memory.Outcome("busy", str(error)))
 
 
-def clean_up(progress: Progress) -> None:
+def clean_up(progress: memory.Progress) -> None:
     """Remove what no complete run owns."""
     progress.interrupted = memory.end_interrupted(progress.machine)
     switching.forget_what_was_not_switched(progress.machine)
     releases.remove_incomplete(progress.machine)
 
 
-def outcome_of(progress: Progress, story: Story) -> Outcome:
+def outcome_of(progress: memory.Progress, story: Story) -> memory.Outcome:
     """Run the story; an expected error becomes an outcome. Raises UsageError, and what stops this process."""
     machine = progress.machine
     try:
@@ -103,7 +100,7 @@ def outcome_of(progress: Progress, story: Story) -> Outcome:
         raise
 
 
-def failure(progress: Progress, error: errors.DeployError | OSError) -> Outcome:
+def failure(progress: memory.Progress, error: errors.DeployError | OSError) -> memory.Outcome:
     """The outcome of a story that ended with an expected error; `current` is what it was."""
     machine, name = progress.machine, getattr(error, "outcome", "failed")
     message, detail = str(error), getattr(error, "detail", "")
@@ -115,10 +112,10 @@ def failure(progress: Progress, error: errors.DeployError | OSError) -> Outcome:
     if name != "broken":
         current = releases.current(machine)
         message += f"; {current.short} still runs" if current else "; nothing is deployed here yet"
-    return Outcome(name, message, detail, tuple(reports), healthy)
+    return memory.Outcome(name, message, detail, tuple(reports), healthy)
 
 
-def what_serves(progress: Progress, error: Exception) -> tuple[list[dict[str, str]], bool | None]:
+def what_serves(progress: memory.Progress, error: Exception) -> tuple[list[dict[str, str]], bool | None]:
     """The services after a failure, and whether they are well. At boot, or if something is owed, they are settled."""
     machine = progress.machine
     with contextlib.suppress(errors.DeployError, OSError):  # what went wrong first is what counts
@@ -126,13 +123,13 @@ def what_serves(progress: Progress, error: Exception) -> tuple[list[dict[str, st
             return services.reports_of(machine, releases.current(machine)), False
         if progress.request.is_boot or progress.interrupted or memory.read_intent(machine):
             if outcome := switching.settle(progress):
-                return [dict(report) for report in outcome.services], outcome.healthy
-        reports, problem = services.observe(machine, releases.current(machine))
+                return [dict(entry) for entry in outcome.services], outcome.healthy
+        reports, problem = health.observe(machine, releases.current(machine))
         return reports, not problem
     return [], None
 
 
-def with_warnings(progress: Progress, outcome: Outcome) -> Outcome:
+def with_warnings(progress: memory.Progress, outcome: memory.Outcome) -> memory.Outcome:
     """Where an older release stays or comes back, say so if the database has moved on without it."""
     machine, request = progress.machine, progress.request
     current = releases.current(machine)
@@ -148,7 +145,7 @@ def told(warning: str) -> tuple[str, ...]:
     return (warning,) if warning else ()
 
 
-def result_of(progress: Progress, outcome: Outcome) -> Result:
+def result_of(progress: memory.Progress, outcome: memory.Outcome) -> Result:
     """The result as the contract has it."""
     current = releases.current(progress.machine)
     result = {
@@ -173,7 +170,7 @@ def result_of(progress: Progress, outcome: Outcome) -> Result:
     return {**result, "warnings": list(outcome.warnings)} if outcome.warnings else result
 
 
-def report(progress: Progress, result: Result) -> None:
+def report(progress: memory.Progress, result: Result) -> None:
     """Record a result in state/, and tell it in the log."""
     memory.record(progress.machine, result)
     tell = log.notice if errors.exit_code(result["outcome"]) == 0 else log.error
@@ -184,7 +181,7 @@ def report(progress: Progress, result: Result) -> None:
     log.progress(text)
 
 
-def tell_team(machine: Machine, result: Result) -> None:
+def tell_team(machine: host.Machine, result: Result) -> None:
     """Post what a boot did to DEPLOY_WEBHOOK_URL of shared/.env; pushes are reported by their workflow.
 
     The services run by now, and whatever becomes of the message, the boot's outcome stands.
@@ -208,11 +205,11 @@ def tell_team(machine: Machine, result: Result) -> None:
         log.warning(f"the webhook could not be told: {type(error).__name__}")
 
 
-def boot_message(machine: Machine, result: Result) -> str:
+def boot_message(machine: host.Machine, result: Result) -> str:
     """`frontend caught up: 3f2a1b8c to 9c8d7e6f, 12 commits behind, 8 s`, or what went wrong."""
     if result["outcome"] != "deployed":
         return f"{machine.name}: {result['outcome']} at boot: {result['message']}"
-    behind = Mirror(machine.mirror, machine.repo, "").count(result["previous"], result["commit"])
+    behind = mirror.Mirror(machine.mirror, machine.repo, "").count(result["previous"], result["commit"])
     commits = f", {behind} commit{'s' if behind != 1 else ''} behind" if result["previous"] else ""
     span = f"{memory.short(result['previous'])} to {memory.short(result['commit'])}"
     return f"{machine.name} caught up: {span}{commits}, {result['seconds']:.0f} s"

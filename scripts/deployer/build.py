@@ -10,46 +10,44 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from deployer import errors, files, log, memory, releases, run, steps
-from deployer.config import Config, Step
-from deployer.host import Machine
-from deployer.memory import Progress
-from deployer.mirror import Commit, Mirror
-from deployer.releases import Release
-from deployer.steps import Decision
+from deployer import config, errors, files, host, log, memory, mirror, releases, run, steps
 
+Kept = Sequence[releases.Kept]
 MIGRATE_LOCKED = Path(__file__).with_name("migrate_locked.py")
 
 
-def build(progress: Progress, mirror: Mirror, commit: Commit, current: Release | None) -> Release:
+class Site(NamedTuple):
+    """Where a release is being made."""
+
+    machine: host.Machine
+    commit: mirror.Commit
+    release: releases.Release
+
+
+def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commit) -> releases.Release:
     """Make the complete release beside the running one. On any failure nothing of it is left."""
-    machine = progress.machine
+    machine, current = progress.machine, releases.current(progress.machine)
     kept = releases.kept_trees(machine)
     decisions = decide(machine, commit, kept, progress.request.full)
     free = check_space(machine, current, decisions, kept)
-    release = releases.new(machine, commit.id)
-    with files.removed_on_failure(release.path):
-        ahead = f" ({mirror.count(current.commit, commit.id)} commits ahead of what runs)" if current else ""
-        log.info(f"building release {release.name}{ahead}")
+    site = Site(machine, commit, releases.new(machine, commit.id))
+    with files.removed_on_failure(site.release.path):
+        ahead = f" ({source.count(current.commit, commit.id)} commits ahead of what runs)" if current else ""
+        log.info(f"building release {site.release.name}{ahead}")
         progress.stage("checking out")
-        mirror.check_out(commit, release.path)
-        link_shared(machine, commit.settings, release)
-        files.write(release.path / "REVISION", commit.id + "\n")
+        source.check_out(commit, site.release.path)
+        link_shared(site)
+        files.write(site.release.path / "REVISION", commit.id + "\n")
         used = max(0, free - files.free_bytes(machine.root))
-        trees = [take_step(progress, commit, release, decision) for decision in decisions]
-        about: dict[str, Any] = {
-            "commit": commit.id,
-            "built": files.now(),
-            "trigger": progress.request.trigger,
-            "bytes": used,
-        }
-        release.note({**about, "envs": [tree.name for tree in trees if tree]})
-    return release
+        trees = [take_step(progress, site, decision) for decision in decisions]
+        about = {"commit": commit.id, "built": files.now(), "trigger": progress.request.trigger, "bytes": used}
+        site.release.note({**about, "envs": [tree.name for tree in trees if tree]})
+    return site.release
 
 
-def decide(machine: Machine, commit: Commit, kept: Sequence[releases.Kept], full: bool) -> list[Decision]:
+def decide(machine: host.Machine, commit: mirror.Commit, kept: Kept, full: bool) -> list[steps.Decision]:
     """What is to be done with each step, now that this machine was looked at."""
     names = {name for step in steps.applying(commit, machine.roles) for name in steps.versions_for(step)}
     look = {"python version": lambda: python_version(commit.settings.python), "node version": node_version}
@@ -70,7 +68,7 @@ def node_version() -> str:
 
 
 def check_space(
-    machine: Machine, current: Release | None, decisions: Sequence[Decision], kept: Sequence[releases.Kept]
+    machine: host.Machine, current: releases.Release | None, decisions: Sequence[steps.Decision], kept: Kept
 ) -> int:
     """The free bytes. Raises DeployError if they are fewer than the last release and kept trees took."""
     last = {tree.step: tree.bytes for tree in reversed(kept)}
@@ -86,18 +84,18 @@ def check_space(
     return free
 
 
-def stay_inside(release: Release, place: Path) -> None:
+def stay_inside(release: releases.Release, place: Path) -> None:
     """Raise DeployError if a link, say in the commit, leads what is written to this place out of the release."""
     if out := files.way_out(release.path, place):
         name = place.relative_to(release.path)
         raise errors.DeployError(f"{name} leads out of the release, to {out}: remove that link")
 
 
-def link_shared(machine: Machine, settings: Config, release: Release) -> None:
+def link_shared(site: Site) -> None:
     """Lead the shared paths of a release to shared/, where they survive it."""
-    for path in settings.shared:
-        place, kept_at = release.path / path.rstrip("/"), machine.shared / path
-        stay_inside(release, place.parent)
+    for path in site.commit.settings.shared:
+        place, kept_at = site.release.path / path.rstrip("/"), site.machine.shared / path
+        stay_inside(site.release, place.parent)
         if place.is_dir() and not place.is_symlink():
             kept_at.mkdir(parents=True, exist_ok=True)
         link(place, kept_at)
@@ -113,7 +111,7 @@ def link(place: Path, to: Path) -> None:
 # --- one step
 
 
-def take_step(progress: Progress, commit: Commit, release: Release, decision: Decision) -> Path | None:
+def take_step(progress: memory.Progress, site: Site, decision: steps.Decision) -> Path | None:
     """Run or skip one step; return what the release now uses of it, or that notes that it was done."""
     step, began = decision.step, time.monotonic()
     entry: dict[str, Any] = {"name": step.name, "result": "ran", "seconds": 0.0, "why": decision.why}
@@ -121,44 +119,44 @@ def take_step(progress: Progress, commit: Commit, release: Release, decision: De
     progress.stage(f"step {step.name}")
     try:
         for path in step.provides:
-            stay_inside(release, release.path / path)
+            stay_inside(site.release, site.release.path / path)
         if not decision.needed:
             entry["result"] = "skipped"
             log.info(f"{step.name}: skipped, {decision.why}")
-            return take_over(release, decision)
+            return take_over(site.release, decision)
         log.notice(f"{step.name}: {decision.why}")
-        kept = run_step(progress.machine, release, commit, decision)
+        kept = run_step(site, decision)
         log.info(f"{step.name}: done in {time.monotonic() - began:.1f} s")
         return kept
     except errors.DeployError as error:
         entry["result"] = "failed"
         if not files.disk_full(error):  # which is not the commit's fault
-            memory.remember_bad(progress.machine, commit.id, "step", f"step {step.name} failed")
+            memory.remember_bad(site.machine, site.commit.id, "step", f"step {step.name} failed")
         message = f"step {step.name} failed: {error}{errors.last_words(error)}"
         raise errors.DeployError(message, error.detail) from None
     finally:
         entry["seconds"] = round(time.monotonic() - began, 2)
 
 
-def take_over(release: Release, decision: Decision) -> Path | None:
+def take_over(release: releases.Release, decision: steps.Decision) -> Path | None:
     if decision.kept and decision.step.provides:
         link_kept(release, decision.step, decision.kept)
     return decision.kept
 
 
-def link_kept(release: Release, step: Step, kept: Path) -> None:
+def link_kept(release: releases.Release, step: config.Step, kept: Path) -> None:
     """Let the release's paths lead to the tree that keeps them."""
     for path in step.provides:
         link(release.path / path, kept / path)
 
 
-def run_step(machine: Machine, release: Release, commit: Commit, decision: Decision) -> Path | None:
+def run_step(site: Site, decision: steps.Decision) -> Path | None:
     """Run one step in the release; return what now keeps what it provides, or notes that it was done."""
-    step = decision.step
+    step, release = decision.step, site.release
     if step.makes_venv and decision.fingerprint:
-        return make_venv(machine, release, commit, decision)
-    free = files.free_bytes(machine.root)
-    run_command(machine, release, commit, step)
+        return make_venv(site, decision)
+    free = files.free_bytes(site.machine.root)
+    run_command(site, step)
     for path in step.provides:
         if not (release.path / path).exists():
             made = f"{shlex.join(step.run)} succeeded but did not make {path}"
@@ -166,7 +164,7 @@ def run_step(machine: Machine, release: Release, commit: Commit, decision: Decis
     if not decision.fingerprint:
         return None
     is_tree = bool(step.provides) and not leads_outside(release, step)
-    with files.removed_on_failure(releases.new_kept(machine, step, decision.key)) as kept:
+    with files.removed_on_failure(releases.new_kept(site.machine, step, decision.key)) as kept:
         for path in step.provides if is_tree else ():
             (kept / path).parent.mkdir(parents=True, exist_ok=True)
             os.rename(release.path / path, kept / path)
@@ -176,21 +174,21 @@ def run_step(machine: Machine, release: Release, commit: Commit, decision: Decis
     return kept
 
 
-def run_command(machine: Machine, release: Release, commit: Commit, step: Step) -> None:
+def run_command(site: Site, step: config.Step) -> None:
     """Run a step's command in the release; whatever it leaves running after a failure is ended."""
     argv = step.run
     if step.migrates:
         limit = 0.9 * step.timeout  # so that who holds the lock is told before the step's own limit ends it
-        argv = migrate_locked(step, "lock", machine.name, limit)
-    env = variables(machine, release, commit.id)
+        argv = migrate_locked(step, "lock", site.machine.name, limit)
+    env = variables(site.machine, site.release, site.commit.id)
     try:
-        run.command(argv, cwd=release.path, env=env, timeout=step.timeout, live=True, shown=shlex.join(step.run))
+        run.command(argv, cwd=site.release.path, env=env, timeout=step.timeout, live=True, shown=shlex.join(step.run))
     except BaseException:
         run.end_leftovers(run.OWN["DEPLOY_RUN"])
         raise
 
 
-def variables(machine: Machine, release: Release, commit: str) -> dict[str, str]:
+def variables(machine: host.Machine, release: releases.Release, commit: str) -> dict[str, str]:
     """What steps and checks see: shared/.env as the services do, and where they are."""
     env = run.variables()
     with contextlib.suppress(FileNotFoundError):
@@ -206,7 +204,7 @@ def variables(machine: Machine, release: Release, commit: str) -> dict[str, str]
     return env
 
 
-def leads_outside(release: Release, step: Step) -> bool:
+def leads_outside(release: releases.Release, step: config.Step) -> bool:
     """npm workspaces: links in node_modules that lead to the release's own packages.
 
     Such a tree belongs to its release and cannot be kept for others.
@@ -223,12 +221,12 @@ def leads_outside(release: Release, step: Step) -> bool:
 # --- migrations
 
 
-def migrate_locked(step: Step, mode: str, who: str, limit: float) -> tuple[str, ...]:
+def migrate_locked(step: config.Step, mode: str, who: str, limit: float) -> tuple[str, ...]:
     """The command that runs the step's own inside migrate_locked.py; limit: seconds to wait for the lock."""
     return (step.run[0], str(MIGRATE_LOCKED), mode, who, f"{limit:g}", *step.run[1:])
 
 
-def schema_ahead(machine: Machine, release: Release) -> str:
+def schema_ahead(machine: host.Machine, release: releases.Release) -> str:
     """A sentence about applied migrations that are newer than the release's code; empty if there are none.
 
     Asks the application itself, for at most 20 seconds; a database that does not answer says nothing.
@@ -250,22 +248,22 @@ def schema_ahead(machine: Machine, release: Release) -> str:
 # --- virtual environments
 
 
-def make_venv(machine: Machine, release: Release, commit: Commit, decision: Decision) -> Path:
+def make_venv(site: Site, decision: steps.Decision) -> Path:
     """Make a virtual environment at its final place, from a copy of the nearest one if that helps."""
     if decision.nearest and decision.step.syncs:
         try:
-            return fill_venv(machine, release, commit, decision, decision.nearest)
+            return fill_venv(site, decision, decision.nearest)
         except errors.CommandError as error:
             if files.disk_full(error):
                 raise
             log.warning(f"  the copy could not be used ({error}); building it fresh")
-    return fill_venv(machine, release, commit, decision, None)
+    return fill_venv(site, decision, None)
 
 
-def fill_venv(machine: Machine, release: Release, commit: Commit, decision: Decision, nearest: Path | None) -> Path:
+def fill_venv(site: Site, decision: steps.Decision, nearest: Path | None) -> Path:
     """Make the virtual environment, empty or as a copy of the one in `nearest`, and run the step in it."""
-    step, free = decision.step, files.free_bytes(machine.root)
-    with files.removed_on_failure(releases.new_kept(machine, step, decision.key)) as kept:
+    step, free = decision.step, files.free_bytes(site.machine.root)
+    with files.removed_on_failure(releases.new_kept(site.machine, step, decision.key)) as kept:
         venv = kept / ".venv"
         if nearest:
             log.info(f"  starting from a copy of {nearest.name}")
@@ -274,9 +272,9 @@ def fill_venv(machine: Machine, release: Release, commit: Commit, decision: Deci
             relocate_venv(venv, str(nearest / ".venv"), str(venv))
         else:
             pip = [] if "pip" in step.run else ["--without-pip"]
-            run.command([commit.settings.python, "-m", "venv", *pip, str(venv)], timeout=step.timeout)
-        link_kept(release, step, kept)
-        run_command(machine, release, commit, step)
+            run.command([site.commit.settings.python, "-m", "venv", *pip, str(venv)], timeout=step.timeout)
+        link_kept(site.release, step, kept)
+        run_command(site, step)
         compile_venv(venv, few=bool(nearest), timeout=step.timeout)
         releases.mark_complete(kept, decision.fingerprint, free)
     return kept

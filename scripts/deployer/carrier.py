@@ -8,8 +8,6 @@ This module stands alone: its text is also the program that takes the others on 
     python3 -c TEXT setup PACKED ID ARGUMENTS...
         Unpack the word PACKED (stdin is the terminal, for sudo's password) and run its
         `scripts/setup_machine.py ARGUMENTS...`.
-    python3 -c TEXT git ROOT COMMIT ARGUMENTS...
-        Version 0.1 has handed over to this commit's entry alone: keep the whole of its version, and become that.
 """
 
 import sys
@@ -88,7 +86,7 @@ def unpack(data: bytes, version: str) -> dict[str, bytes]:
         raise ValueError(f"the archive is not the one of {version}")
     files = json.loads(text)
     for name in files:
-        if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+        if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
             raise ValueError(f"the archive has the path {name!r}, which is not a plain relative one")
     return {name: content.encode() for name, content in files.items()}
 
@@ -261,26 +259,10 @@ def set_up(packed: str, version: str, arguments: Sequence[str]) -> int:
         return subprocess.call([sys.executable, script, *arguments], cwd=folder)
 
 
-def become_version_of(root: str, commit: str, arguments: Sequence[str]) -> None:
-    """Become the version that a commit in ROOT/repo.git carries. Raises OSError and ValueError."""
-    import subprocess  # noqa: PLC0415
-
-    def git(*words: str) -> bytes:
-        return subprocess.run(["git", f"--git-dir={root}/repo.git", *words], check=True, stdout=subprocess.PIPE).stdout
-
-    paths = git("ls-tree", "-r", "--name-only", "-z", commit, f"scripts/{ENTRY}", f"scripts/{PACKAGE}/").decode()
-    wanted = [path for path in paths.split("\0") if path.endswith((".py", ".ini"))]
-    files = {path.partition("/")[2]: git("cat-file", "blob", f"{commit}:{path}") for path in wanted}
-    script = os.path.join(keep(root, identity(files), files), ENTRY)
-    os.execv(sys.executable, [sys.executable, script, *arguments])
-
-
 def main(arguments: Sequence[str]) -> None:
     first, second, version, *rest = arguments
     os.umask(0o022)
     try:
-        if first == "git":
-            become_version_of(second, version, rest)
         if first == "setup":
             sys.exit(set_up(second, version, rest))
         push(first, int(second), version, rest)

@@ -6,15 +6,10 @@ import importlib
 import re
 import time
 
-from deployer import attempt, build, config, errors, handover, log, memory, mirror, releases, run, switching
-from deployer.attempt import Result
-from deployer.host import Machine
-from deployer.memory import Outcome, Progress, Request
-from deployer.mirror import Mirror
-from deployer.releases import Release
+from deployer import attempt, build, config, errors, handover, host, log, memory, mirror, releases, run, switching
 
 
-def deploy(request: Request) -> Result:
+def deploy(request: memory.Request) -> attempt.Result:
     """Bring the machine to the commit that is wanted; return the result.
 
     At boot, while only the repository is out of reach, it goes on trying in the background.
@@ -35,7 +30,7 @@ def deploy(request: Request) -> Result:
             request, pause, again = request._replace(baton=None), min(pause * 1.5, 30.0), True
 
 
-def bring_to_target(progress: Progress) -> Outcome:
+def bring_to_target(progress: memory.Progress) -> memory.Outcome:
     """Steps 2 to 7 of a deploy, under the lock; once more with a new mirror if this one is damaged."""
     source = mirror_of(progress.machine)
     try:
@@ -47,7 +42,7 @@ def bring_to_target(progress: Progress) -> Outcome:
     return bring_from(progress, source)
 
 
-def bring_from(progress: Progress, source: Mirror) -> Outcome:
+def bring_from(progress: memory.Progress, source: mirror.Mirror) -> memory.Outcome:
     machine = progress.machine
     wanted, tip = find_target(progress, source)
     if outcome := nothing_to_do(progress, source, wanted):
@@ -58,18 +53,18 @@ def bring_from(progress: Progress, source: Mirror) -> Outcome:
     handover.hand_over(progress, source, tree, tip)
     commit = source.load(wanted, tree)
     config.roles_of(machine.roles, commit.settings)
-    current = releases.current(machine)
-    release = build.build(progress, source, commit, current)
-    outcome = switching.switch_and_confirm(progress, release, releases.good_one(machine, current), "deploy")
+    good = releases.good_one(machine, releases.current(machine))
+    release = build.build(progress, source, commit)
+    outcome = switching.switch_and_confirm(progress, release, good, "deploy")
     return tidied(progress, release, outcome)
 
 
-def rollback(request: Request) -> Result:
+def rollback(request: memory.Request) -> attempt.Result:
     """Go back to the newest good release before the current one, or to the one named."""
     return attempt.under_lock(request, roll_back)
 
 
-def roll_back(progress: Progress) -> Outcome:
+def roll_back(progress: memory.Progress) -> memory.Outcome:
     machine, current = progress.machine, releases.current(progress.machine)
     release = release_to_return_to(progress, current)
     if release == current:  # an earlier rollback, say, was killed before it restarted the services
@@ -92,7 +87,7 @@ def roll_back(progress: Progress) -> Outcome:
     return outcome._replace(name="rolled_back_on_request", message=message, warnings=attempt.told(asking.result()))
 
 
-def release_to_return_to(progress: Progress, current: Release | None) -> Release:
+def release_to_return_to(progress: memory.Progress, current: releases.Release | None) -> releases.Release:
     """The release that a rollback goes to; the current one if it is half-way there. Raises UsageError."""
     machine, wanted, intent = progress.machine, progress.request.target, memory.read_intent(progress.machine)
     if current and intent and (intent.by, intent.to) == ("rollback", current.name) and not wanted:
@@ -112,7 +107,7 @@ def release_to_return_to(progress: Progress, current: Release | None) -> Release
     return matches[-1]
 
 
-def ended_rollback(progress: Progress, release: Release) -> Outcome:
+def ended_rollback(progress: memory.Progress, release: releases.Release) -> memory.Outcome:
     outcome = settled(progress, release)
     if outcome.name == "deployed":
         message = f"back on {release.short}, as a rollback that was interrupted had begun"
@@ -125,16 +120,16 @@ def ended_rollback(progress: Progress, release: Release) -> Outcome:
 # --- the parts of a deploy
 
 
-def mirror_of(machine: Machine) -> Mirror:
+def mirror_of(machine: host.Machine) -> mirror.Mirror:
     """The mirror, for the branch that machine.ini names, or else the deploy.ini that runs. Raises UsageError."""
     if not machine.repo:
         raise errors.UsageError("no repository: name one with --repo, or in machine.ini")
     current = releases.current(machine)
     settings = current.settings() if current else config.parse("", "defaults")
-    return Mirror(machine.mirror, machine.repo, machine.branch or settings.branch)
+    return mirror.Mirror(machine.mirror, machine.repo, machine.branch or settings.branch)
 
 
-def find_target(progress: Progress, source: Mirror) -> tuple[str, str]:
+def find_target(progress: memory.Progress, source: mirror.Mirror) -> tuple[str, str]:
     """Fetch; return the ids of the commit to deploy and of the branch's newest one."""
     wanted, baton = progress.request.commit, progress.request.baton
     is_fetched = baton and source.resolve(f"refs/heads/{source.branch}") == baton.tip
@@ -147,7 +142,7 @@ def find_target(progress: Progress, source: Mirror) -> tuple[str, str]:
     return commit, tip
 
 
-def fetch(progress: Progress, source: Mirror) -> str:
+def fetch(progress: memory.Progress, source: mirror.Mirror) -> str:
     """Fetch, with retries, until the branch's tip contains --contains; return the tip."""
     machine, contains = progress.machine, progress.request.contains
     deadline = time.monotonic() + machine.fetch_timeout
@@ -180,7 +175,7 @@ def fetch(progress: Progress, source: Mirror) -> str:
         pause = min(pause * 2, 10.0)
 
 
-def fetch_once(source: Mirror, timeout: float) -> str:
+def fetch_once(source: mirror.Mirror, timeout: float) -> str:
     """Fetch, into a new mirror if this one turns out to be damaged."""
     source.prepare()
     try:
@@ -191,7 +186,7 @@ def fetch_once(source: Mirror, timeout: float) -> str:
     return source.resolve(f"refs/heads/{source.branch}")
 
 
-def nothing_to_do(progress: Progress, source: Mirror, commit: str) -> Outcome | None:
+def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str) -> memory.Outcome | None:
     """The outcome if no release is to be built: the commit runs, is older, or is known to be bad."""
     machine, request = progress.machine, progress.request
     current, bad = releases.current(machine), memory.bad_commits(machine).get(commit)
@@ -208,7 +203,7 @@ def nothing_to_do(progress: Progress, source: Mirror, commit: str) -> Outcome | 
     return None
 
 
-def settled(progress: Progress, current: Release) -> Outcome:
+def settled(progress: memory.Progress, current: releases.Release) -> memory.Outcome:
     """The current release stays: see that it serves; end what an earlier run has begun. Raises Broken."""
     outcome = switching.settle(progress)
     assert outcome
@@ -221,7 +216,7 @@ def settled(progress: Progress, current: Release) -> Outcome:
     return outcome
 
 
-def tidied(progress: Progress, release: Release, outcome: Outcome) -> Outcome:
+def tidied(progress: memory.Progress, release: releases.Release, outcome: memory.Outcome) -> memory.Outcome:
     """Note that the release is good, if it is, and remove what nothing needs any more."""
     if not errors.OUTCOMES[outcome.name].is_good:
         return outcome

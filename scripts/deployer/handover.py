@@ -10,26 +10,22 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from deployer import carrier, errors, files, log, memory, mirror, run
-from deployer.host import Machine
-from deployer.memory import Baton, Progress
-from deployer.mirror import Mirror, Tree
-from deployer.releases import Release
+from deployer import carrier, errors, files, host, log, memory, mirror, releases, run
 
 BATON_VERSION = 1
 SCRIPTS = Path(__file__).resolve().parents[1]
 KEEP_SECONDS = 86400  # a version that came later may be about to be used: by a push that waits, say
 
 
-def write_baton(baton: Baton) -> str:
+def write_baton(baton: memory.Baton) -> str:
     return json.dumps({"version": BATON_VERSION, **baton._asdict()})
 
 
-def read_baton(text: str) -> Baton | None:
+def read_baton(text: str) -> memory.Baton | None:
     """The baton in --continue; None if there is none, or one of a version that is not known: then all begins anew."""
     try:
         value = json.loads(text or "{}")
-        baton = Baton(**{name: value[name] for name in Baton._fields})
+        baton = memory.Baton(**{name: value[name] for name in memory.Baton._fields})
         os.set_inheritable(baton.lock, False)
     except (ValueError, TypeError, KeyError, OSError, RecursionError):
         return None
@@ -39,7 +35,7 @@ def read_baton(text: str) -> Baton | None:
 # --- to the version that the commit carries
 
 
-def hand_over(progress: Progress, source: Mirror, tree: Tree, tip: str) -> None:
+def hand_over(progress: memory.Progress, source: mirror.Mirror, tree: mirror.Tree, tip: str) -> None:
     """Let the version that the commit carries do the rest, if it is another one and starts. Returns if not.
 
     So a boot does exactly what a push of that commit does. Who was handed over to does not do so again.
@@ -51,7 +47,7 @@ def hand_over(progress: Progress, source: Mirror, tree: Tree, tip: str) -> None:
     try:
         content = {name: source.read(oid).encode() for name, oid in carried.items()}
         script = Path(carrier.keep(str(progress.machine.root), carrier.identity(content), content), carrier.ENTRY)
-        baton = Baton(progress.lock, tip, progress.started, progress.clock, progress.request.ready_by)
+        baton = memory.Baton(progress.lock, tip, progress.started, progress.clock, progress.request.ready_by)
         words = accepted_arguments(progress, script, baton)
     except (errors.CommandError, ValueError) as error:
         log.warning(f"{what} does not start; going on with this one: {error}")
@@ -73,7 +69,7 @@ def own_ids(length: int) -> dict[str, str]:
     return {name: hashlib.new(algorithm, blob).hexdigest() for name, blob in blobs.items()}
 
 
-def accepted_arguments(progress: Progress, script: Path, baton: Baton) -> list[str]:
+def accepted_arguments(progress: memory.Progress, script: Path, baton: memory.Baton) -> list[str]:
     """The arguments for the other version: with the baton, if it knows that. Raises CommandError: not even the others.
 
     It is asked by a call that reads all its arguments and then does nothing else than to show its defaults.
@@ -86,7 +82,7 @@ def accepted_arguments(progress: Progress, script: Path, baton: Baton) -> list[s
     return plain
 
 
-def become(progress: Progress, script: Path, words: list[str]) -> NoReturn:
+def become(progress: memory.Progress, script: Path, words: list[str]) -> NoReturn:
     if "--continue" in words:
         os.set_inheritable(progress.lock, True)
     else:  # it begins anew, under a lock of its own: this one ends with this program
@@ -97,7 +93,7 @@ def become(progress: Progress, script: Path, words: list[str]) -> NoReturn:
 # --- the version that boots run
 
 
-def install(machine: Machine, release: Release) -> None:
+def install(machine: host.Machine, release: releases.Release) -> None:
     """Let bin/deploy_machine.py lead to this version, unless the release carries another one."""
     if not machine.owns_services:
         return
@@ -116,7 +112,7 @@ def install(machine: Machine, release: Release) -> None:
         log.info(f"{machine.script} is now the version that {release.short} was deployed with")
 
 
-def carried_by(release: Release) -> dict[str, bytes]:
+def carried_by(release: releases.Release) -> dict[str, bytes]:
     """The version in a release; empty if it is not one like this."""
     try:
         return carrier.own_files((release.path / mirror.SCRIPT).parent)
@@ -124,7 +120,7 @@ def carried_by(release: Release) -> dict[str, bytes]:
         return {}
 
 
-def prune(machine: Machine) -> None:
+def prune(machine: host.Machine) -> None:
     """Remove versions that nothing runs any more."""
     if not machine.deployers.is_dir():
         return

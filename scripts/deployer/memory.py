@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from deployer import errors, files, log, run
-from deployer.host import Machine
+from deployer import errors, files, host, log, run
 
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 BAD_COMMITS = 50  # so many are remembered
@@ -32,7 +31,7 @@ class Baton(NamedTuple):
 class Request(NamedTuple):
     """What was asked for on the command line."""
 
-    machine: Machine
+    machine: host.Machine
     command: str
     trigger: str  # cd, boot or manual
     arguments: tuple[str, ...]  # all of them as they were given, for a hand-over
@@ -117,18 +116,18 @@ def process_start() -> float:
 # --- who holds the lock: left behind, it says that a run was interrupted
 
 
-def read_running(machine: Machine) -> dict[str, Any] | None:
+def read_running(machine: host.Machine) -> dict[str, Any] | None:
     """What running.json says; of one that a power cut has damaged, that there was a run."""
     path = machine.state / "running.json"
     return files.read_json(path) or ({"stage": "unknown"} if path.exists() else None)
 
 
-def write_running(machine: Machine, about: Mapping[str, Any]) -> None:
+def write_running(machine: host.Machine, about: Mapping[str, Any]) -> None:
     # not durable: after a power cut in any stage the next run does the same
     files.write_json(machine.state / "running.json", about, durable=False)
 
 
-def clear_running(machine: Machine) -> None:
+def clear_running(machine: host.Machine) -> None:
     (machine.state / "running.json").unlink(missing_ok=True)
 
 
@@ -137,7 +136,7 @@ def run_mark(about: Mapping[str, Any]) -> str:
     return f"{about.get('pid')} {about.get('started')}"
 
 
-def end_interrupted(machine: Machine) -> bool:
+def end_interrupted(machine: host.Machine) -> bool:
     """Whether a run was interrupted; then what it left running is ended. Under the lock only."""
     left = read_running(machine) or {}
     if not left or left.get("pid") == os.getpid():  # a version before this one handed over to us
@@ -198,7 +197,7 @@ def wait_for_lock(descriptor: int, request: Request, while_waiting: Callable[[bo
         time.sleep(0.2)
 
 
-def lock_is_held(machine: Machine) -> bool:
+def lock_is_held(machine: host.Machine) -> bool:
     try:
         with open(machine.state / "lock", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -224,25 +223,25 @@ class Intent(NamedTuple):
     why: str = ""  # going back: what is wrong with the release that is left
 
 
-def read_intent(machine: Machine) -> Intent | None:
+def read_intent(machine: host.Machine) -> Intent | None:
     found = files.read_json(machine.state / "switching.json") or {}
     fields = [found.get(name, "") for name in Intent._fields]
     return Intent(*fields) if fields[0] and all(isinstance(field, str) for field in fields) else None
 
 
-def write_intent(machine: Machine, intent: Intent) -> None:
+def write_intent(machine: host.Machine, intent: Intent) -> None:
     # not durable: the sync of the switch makes it so
     files.write_json(machine.state / "switching.json", intent._asdict(), durable=False)
 
 
-def clear_intent(machine: Machine) -> None:
+def clear_intent(machine: host.Machine) -> None:
     (machine.state / "switching.json").unlink(missing_ok=True)
 
 
 # --- bad commits
 
 
-def bad_commits(machine: Machine) -> dict[str, dict[str, str]]:
+def bad_commits(machine: host.Machine) -> dict[str, dict[str, str]]:
     """Commit -> kind (unhealthy, step or person), why and when; oldest first."""
     found = (files.read_json(machine.state / "state.json") or {}).get("bad")
     return {
@@ -253,7 +252,7 @@ def bad_commits(machine: Machine) -> dict[str, dict[str, str]]:
     }
 
 
-def remember_bad(machine: Machine, commit: str, kind: str, why: str) -> None:
+def remember_bad(machine: host.Machine, commit: str, kind: str, why: str) -> None:
     """kind: `unhealthy`, `step` (one failed) or `person` (somebody rolled back from it)."""
     others = {name: about for name, about in bad_commits(machine).items() if name != commit}
     newest = {**others, commit: {"kind": kind, "why": why, "when": files.now()}}
@@ -263,20 +262,20 @@ def remember_bad(machine: Machine, commit: str, kind: str, why: str) -> None:
         log.warning(f"{commit[:8]} could not be remembered as bad: {error.strerror}")
 
 
-def forget_bad(machine: Machine, commit: str) -> None:
+def forget_bad(machine: host.Machine, commit: str) -> None:
     bad = bad_commits(machine)
     if bad.pop(commit, None):
         write_bad(machine, bad)
 
 
-def write_bad(machine: Machine, bad: Mapping[str, Mapping[str, str]]) -> None:
+def write_bad(machine: host.Machine, bad: Mapping[str, Mapping[str, str]]) -> None:
     files.write_json(machine.state / "state.json", {"bad": bad})
 
 
 # --- the last result and the history
 
 
-def record(machine: Machine, result: Mapping[str, Any]) -> None:
+def record(machine: host.Machine, result: Mapping[str, Any]) -> None:
     """Write a result to state/. A full disk must not hide the outcome."""
     try:
         files.write_json(machine.state / "last.json", result)
@@ -285,15 +284,15 @@ def record(machine: Machine, result: Mapping[str, Any]) -> None:
         log.warning(f"the result could not be recorded below {machine.state}: {error.strerror}")
 
 
-def read_last(machine: Machine) -> dict[str, Any] | None:
+def read_last(machine: host.Machine) -> dict[str, Any] | None:
     return files.read_json(machine.state / "last.json")
 
 
-def forget_last(machine: Machine) -> None:
+def forget_last(machine: host.Machine) -> None:
     (machine.state / "last.json").unlink(missing_ok=True)
 
 
-def append_history(machine: Machine, result: Mapping[str, Any]) -> None:
+def append_history(machine: host.Machine, result: Mapping[str, Any]) -> None:
     """Append one line durably; an earlier line that a power cut left half-written is closed first."""
     path = machine.state / "history.jsonl"
     if path.exists() and path.stat().st_size > HISTORY_BYTES:
@@ -313,7 +312,7 @@ def append_history(machine: Machine, result: Mapping[str, Any]) -> None:
             raise
 
 
-def read_history(machine: Machine) -> list[dict[str, Any]]:
+def read_history(machine: host.Machine) -> list[dict[str, Any]]:
     """All results, oldest first; damaged lines are left out."""
     results = []
     with contextlib.suppress(FileNotFoundError):

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, errors, files, log, run
-from deployer.host import Machine
+from deployer import config, errors, files, host, log, run
 
 SCRIPT = "scripts/deploy_machine.py"  # in the application's repository
 PACKAGE = "scripts/deployer/"
@@ -272,7 +271,7 @@ def reason_of(stderr: str) -> str:
     return (telling or lines or ["git said nothing"])[-1]
 
 
-def verify_signature(machine: Machine, mirror: Mirror, commit: str) -> None:
+def verify_signature(machine: host.Machine, mirror: Mirror, commit: str) -> None:
     """Raise DeployError unless a key in allowed_signers has signed the commit (verify = signatures).
 
     Only machine.ini can ask for it: a commit's own deploy.ini could switch off its own verification.

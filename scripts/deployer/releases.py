@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deployer import config, files
-from deployer.host import Machine
+from deployer import config, files, host
 
 MARK = ".release.json"  # of a release, written last
 KEPT_MARK = ".complete"  # of a kept tree, written last
@@ -63,7 +62,7 @@ class Release(NamedTuple):
         return config.parse(text, str(path))
 
 
-def current(machine: Machine) -> Release | None:
+def current(machine: host.Machine) -> Release | None:
     """The release that `current` leads to."""
     try:
         release = Release(machine.releases / os.path.basename(os.readlink(machine.current)))
@@ -72,24 +71,24 @@ def current(machine: Machine) -> Release | None:
     return release if release.is_complete else None
 
 
-def all_of(machine: Machine) -> list[Release]:
+def all_of(machine: host.Machine) -> list[Release]:
     """The complete ones, oldest first."""
     found = [Release(path) for path in sorted(machine.releases.glob("[!.]*"))]
     return [release for release in found if release.is_complete]
 
 
-def good_before(machine: Machine, release: Release | None) -> Release | None:
+def good_before(machine: host.Machine, release: Release | None) -> Release | None:
     """The newest good release that is older than the given one."""
     good = [other for other in all_of(machine) if other.is_good and (not release or other.name < release.name)]
     return good[-1] if good else None
 
 
-def good_one(machine: Machine, release: Release | None) -> Release | None:
+def good_one(machine: host.Machine, release: Release | None) -> Release | None:
     """What to go back to from the one after this release: itself, if it is good, else the newest good one before."""
     return release if release and release.is_good else good_before(machine, release)
 
 
-def new(machine: Machine, commit: str) -> Release:
+def new(machine: host.Machine, commit: str) -> Release:
     """An empty directory for a release of the commit; names sort in the order of making, whatever the clock does."""
     path = machine.releases / f"{next_time(path.name[:16] for path in machine.releases.iterdir())}-{commit[:12]}"
     path.mkdir(mode=0o755)
@@ -107,7 +106,7 @@ def next_time(taken: Iterable[str]) -> str:
     return time.strftime(NAME_TIME, time.gmtime(calendar.timegm(time.strptime(newest, NAME_TIME)) + 1))
 
 
-def make_current(machine: Machine, release: Release) -> None:
+def make_current(machine: host.Machine, release: Release) -> None:
     """Make the release the current one: everything on disk first, then one rename."""
     # without this a power cut right after the rename could leave empty files behind a valid link
     files.sync_all(machine.root)
@@ -128,7 +127,7 @@ class Kept(NamedTuple):
     provides: bool
 
 
-def kept_trees(machine: Machine) -> list[Kept]:
+def kept_trees(machine: host.Machine) -> list[Kept]:
     """All that is complete, the last made first."""
     found = []
     for path in sorted(machine.kept.iterdir(), key=lambda path: path.name[-16:], reverse=True):
@@ -139,7 +138,7 @@ def kept_trees(machine: Machine) -> list[Kept]:
     return found
 
 
-def new_kept(machine: Machine, step: config.Step, key: str) -> Path:
+def new_kept(machine: host.Machine, step: config.Step, key: str) -> Path:
     """An empty directory for what a step makes of inputs with this key."""
     taken = (path.name[-16:] for path in machine.kept.glob(f"{step.name}-*"))
     path = machine.kept / f"{step.name}-{key}-{next_time(taken)}"
@@ -170,7 +169,7 @@ def discard(path: Path) -> None:
     files.remove(path)
 
 
-def remove_incomplete(machine: Machine) -> None:
+def remove_incomplete(machine: host.Machine) -> None:
     """Remove what no run owns. Under the lock only: then nothing is being made now."""
     serving = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
     for path in machine.releases.iterdir():
@@ -187,7 +186,7 @@ def remove_incomplete(machine: Machine) -> None:
     files.remove(machine.root / "repo.git.new")
 
 
-def prune(machine: Machine, keep: int) -> None:
+def prune(machine: host.Machine, keep: int) -> None:
     """Keep the newest good releases, the current one always, and the kept trees that they use."""
     serving = current(machine)
     good = [release for release in all_of(machine) if release.is_good and release != serving]

@@ -147,14 +147,14 @@ def collect_output(process: subprocess.Popen[bytes], deadline: float, live: str)
     return texts[0], "".join(texts[1:])
 
 
-def print_lines(buffer: bytearray, start: int, last: bool) -> int:
-    """Print the whole lines of `buffer` from `start` on; return where the next ones begin."""
+def print_lines(buffer: bytearray, begin: int, last: bool) -> int:
+    """Print the whole lines of `buffer` from `begin` on; return where the next ones begin."""
     end = len(buffer) if last else buffer.rfind(b"\n") + 1
-    if end > start:
-        for line in bytes(buffer[start:end]).decode("utf-8", "replace").splitlines():
+    if end > begin:
+        for line in bytes(buffer[begin:end]).decode("utf-8", "replace").splitlines():
             if line.strip():
                 log.info(f"    {line.rstrip()}")
-    return max(start, end)
+    return max(begin, end)
 
 
 def tail(text: str) -> str:

@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import errors, log
-from deployer.config import Step
-from deployer.mirror import Commit, Tree
-from deployer.releases import Kept
+from deployer import config, errors, log, mirror, releases
 
+Kept = Sequence[releases.Kept]
 MANY_INPUTS = 500  # beyond so many files a step's inputs are recorded by one hash
 LOCK_FILES = {"poetry.lock", "uv.lock", "package-lock.json", "pnpm-lock.yaml", "yarn.lock"}
 
@@ -22,7 +20,7 @@ LOCK_FILES = {"poetry.lock", "uv.lock", "package-lock.json", "pnpm-lock.yaml", "
 class Decision(NamedTuple):
     """What is to be done with one step in one commit, and why."""
 
-    step: Step
+    step: config.Step
     needed: bool
     why: str
     key: str  # of the fingerprint
@@ -32,7 +30,7 @@ class Decision(NamedTuple):
 
 
 def decide(
-    commit: Commit, roles: Sequence[str], versions: Mapping[str, str], kept: Sequence[Kept], full: bool = False
+    commit: mirror.Commit, roles: Sequence[str], versions: Mapping[str, str], kept: Kept, full: bool = False
 ) -> list[Decision]:
     """Decide on each step that applies to the roles and the commit, in order.
 
@@ -47,9 +45,9 @@ def decide(
     return decisions
 
 
-def applying(commit: Commit, roles: Sequence[str]) -> list[Step]:
+def applying(commit: mirror.Commit, roles: Sequence[str]) -> list[config.Step]:
     """The steps for these roles that the commit has the paths for; of those that provide the same, the first."""
-    found: list[Step] = []
+    found: list[config.Step] = []
     provided: set[str] = set()
     for step in commit.settings.steps:
         if step.roles and not set(step.roles) & set(roles):
@@ -64,7 +62,7 @@ def is_pattern(path: str) -> bool:
     return path.startswith("!") or any(char in path for char in "*?[")
 
 
-def applies(step: Step, commit: Commit) -> bool:
+def applies(step: config.Step, commit: mirror.Commit) -> bool:
     """Whether the paths that the step names are in the commit. Raises DeployError: no lock file."""
     named = [path for path in step.inputs + step.when if not is_pattern(path)]
     missing = [path for path in named if not present(path, commit.tree)]
@@ -75,12 +73,12 @@ def applies(step: Step, commit: Commit) -> bool:
     return not missing
 
 
-def present(path: str, tree: Tree) -> list[str]:
+def present(path: str, tree: mirror.Tree) -> list[str]:
     """Which of the alternatives `a|b` the commit has."""
     return [name for name in path.split("|") if name.rstrip("/") in tree]
 
 
-def expects_lock(step: Step, commit: Commit) -> bool:
+def expects_lock(step: config.Step, commit: mirror.Commit) -> bool:
     """Whether no other step makes the same from another lock file that is there."""
     if step.makes_venv and not commit.declares_python_project:
         return False
@@ -101,12 +99,12 @@ def pattern_to_regex(pattern: str) -> re.Pattern[str]:
     return re.compile(regex)
 
 
-def versions_for(step: Step) -> list[str]:
+def versions_for(step: config.Step) -> list[str]:
     """Which versions the step's result depends on."""
     return ["python version"] * step.makes_venv + ["node version"] * ("node_modules" in step.provides)
 
 
-def fingerprint_of(step: Step, commit: Commit, versions: Mapping[str, str]) -> dict[str, str]:
+def fingerprint_of(step: config.Step, commit: mirror.Commit, versions: Mapping[str, str]) -> dict[str, str]:
     """Everything that the step's result depends on: name -> content id or version.
 
     Empty if the step names no inputs: nobody can tell what it depends on, so it always runs.
@@ -120,7 +118,7 @@ def fingerprint_of(step: Step, commit: Commit, versions: Mapping[str, str]) -> d
     return {**found, "run line": shlex.join(step.run), **{name: versions[name] for name in versions_for(step)}}
 
 
-def matching(inputs: Sequence[str], tree: Tree) -> dict[str, str]:
+def matching(inputs: Sequence[str], tree: mirror.Tree) -> dict[str, str]:
     """The paths of a commit that inputs name, with their content ids; `!` takes away what came before."""
     found: dict[str, str] = {}
     for item in inputs:
@@ -136,11 +134,11 @@ def matching(inputs: Sequence[str], tree: Tree) -> dict[str, str]:
     return found
 
 
-def key_of(step: Step, fingerprint: Mapping[str, str]) -> str:
+def key_of(step: config.Step, fingerprint: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([step.provides, fingerprint], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def decide_step(step: Step, fingerprint: Mapping[str, str], kept: Sequence[Kept], full: bool) -> Decision:
+def decide_step(step: config.Step, fingerprint: Mapping[str, str], kept: Kept, full: bool) -> Decision:
     """Run it unless what it makes of these inputs is kept, or unless these were its inputs when it last succeeded.
 
     kept: what is kept of this step, the last made first.
@@ -161,13 +159,13 @@ def decide_step(step: Step, fingerprint: Mapping[str, str], kept: Sequence[Kept]
     return decision._replace(why=why_needed(step, fingerprint, kept))
 
 
-def why_needed(step: Step, fingerprint: Mapping[str, str], kept: Sequence[Kept]) -> str:
+def why_needed(step: config.Step, fingerprint: Mapping[str, str], kept: Kept) -> str:
     if not kept:
         return "first run on this machine"
     return changes(kept[0].fingerprint, fingerprint) or f"{' '.join(step.provides)} is not kept here any more"
 
 
-def nearest_venv(fingerprint: Mapping[str, str], kept: Sequence[Kept]) -> Path | None:
+def nearest_venv(fingerprint: Mapping[str, str], kept: Kept) -> Path | None:
     """The newest kept environment of this step for the same interpreter."""
     python = fingerprint.get("python version")
     same = [tree.path for tree in kept if tree.provides and tree.fingerprint.get("python version") == python]

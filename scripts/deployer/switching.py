@@ -8,18 +8,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from deployer import config, errors, log, memory, releases, run, services
-from deployer.config import Step
-from deployer.host import Machine
-from deployer.memory import GOING_BACK, Intent, Outcome, Progress
-from deployer.releases import Release
+from deployer import config, errors, health, host, log, memory, releases, run, services
+
+Release = releases.Release
 
 
-def switch_and_confirm(progress: Progress, release: Release, good: Release | None, by: str) -> Outcome:
+def switch_and_confirm(progress: memory.Progress, release: Release, good: Release | None, by: str) -> memory.Outcome:
     """Switch to the release, bring the services and confirm; else go back to the good one. Raises Broken."""
     try:
         progress.stage("switching")
-        switch(progress, release, Intent(release.name, good.name if good else "", by))
+        switch(progress, release, memory.Intent(release.name, good.name if good else "", by))
     except (errors.DeployError, OSError):  # a full disk
         if releases.current(progress.machine) != release:
             memory.clear_intent(progress.machine)
@@ -33,10 +31,10 @@ def switch_and_confirm(progress: Progress, release: Release, good: Release | Non
         log.error(f"{release.short} is not healthy: {error}")
         return go_back(progress, release, good, error)
     commits = f" from {progress.previous[:8]}" if progress.previous else ""
-    return Outcome("deployed", f"{release.short} deployed{commits}", services=reports, healthy=True)
+    return memory.Outcome("deployed", f"{release.short} deployed{commits}", services=reports, healthy=True)
 
 
-def switch(progress: Progress, release: Release, intent: Intent) -> None:
+def switch(progress: memory.Progress, release: Release, intent: memory.Intent) -> None:
     """Remember what is intended, then make the release the current one."""
     machine, left = progress.machine, releases.current(progress.machine)
     if left and left != release:
@@ -46,7 +44,7 @@ def switch(progress: Progress, release: Release, intent: Intent) -> None:
     releases.make_current(machine, release)
 
 
-def activate(progress: Progress, release: Release) -> tuple[dict[str, str], ...]:
+def activate(progress: memory.Progress, release: Release) -> tuple[dict[str, str], ...]:
     """Bring the services of this machine's roles to the current release; what was done with them, once it is healthy.
 
     Raises Unhealthy or CommandError.
@@ -61,12 +59,14 @@ def activate(progress: Progress, release: Release) -> tuple[dict[str, str], ...]
     states = services.own_states(machine, settings) if progress.request.is_boot else old
     reports = services.bring(machine, settings, states, old)
     progress.stage("confirming", waits_for_services=True)
-    services.wait_until_healthy(machine, settings, release, old)
+    health.wait_until_healthy(machine, settings, release, old)
     # else it would not have returned
     return tuple({**one, "state": "inactive" if one["action"] == "stopped" else "active"} for one in reports)
 
 
-def go_back(progress: Progress, release: Release, good: Release | None, error: errors.DeployError) -> Outcome:
+def go_back(
+    progress: memory.Progress, release: Release, good: Release | None, error: errors.DeployError
+) -> memory.Outcome:
     """The release is unhealthy: serve the good one again and remember the commit as bad. Raises Broken."""
     machine, bad = progress.machine, release.short
     run.end_leftovers(run.OWN["DEPLOY_RUN"])  # what a check did not end
@@ -86,18 +86,18 @@ def go_back(progress: Progress, release: Release, good: Release | None, error: e
     memory.clear_intent(machine)
     releases.discard(release.path)
     message = f"{bad} was not healthy: {error}; {good.short} serves again"
-    return Outcome("rolled_back", message, error.detail, reports, healthy=True)
+    return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True)
 
 
-def return_to(progress: Progress, good: Release, why: str) -> None:
+def return_to(progress: memory.Progress, good: Release, why: str) -> None:
     """Make the good release the current one again; on a full disk without a note of it."""
     try:
-        switch(progress, good, Intent(good.name, "", GOING_BACK, why))
+        switch(progress, good, memory.Intent(good.name, "", memory.GOING_BACK, why))
     except OSError:
         releases.make_current(progress.machine, good)
 
 
-def end_interrupted(progress: Progress, current: Release) -> Outcome | None:
+def end_interrupted(progress: memory.Progress, current: Release) -> memory.Outcome | None:
     """End the switch that an earlier run has begun and not confirmed; None if there is none. Raises Broken."""
     machine, intent = progress.machine, memory.read_intent(progress.machine)
     if not intent and current.is_good:
@@ -112,14 +112,14 @@ def end_interrupted(progress: Progress, current: Release) -> Outcome | None:
     return switch_and_confirm(progress, current, good or releases.good_before(machine, current), by)
 
 
-def forget_what_was_not_switched(machine: Machine) -> None:
+def forget_what_was_not_switched(machine: host.Machine) -> None:
     """An intent whose release never became the current one is owed to nobody; nor is one that cannot be read."""
     intent, current = memory.read_intent(machine), releases.current(machine)
-    if not intent or (intent.by != GOING_BACK and (not current or intent.to != current.name)):
+    if not intent or (intent.by != memory.GOING_BACK and (not current or intent.to != current.name)):
         memory.clear_intent(machine)
 
 
-def settle(progress: Progress) -> Outcome | None:
+def settle(progress: memory.Progress) -> memory.Outcome | None:
     """There will be no new release: see that the current one serves; None if nothing is deployed.
 
     If an earlier run has begun to switch, that is ended, and its outcome returned. Raises Broken.
@@ -136,23 +136,23 @@ def settle(progress: Progress) -> Outcome | None:
     except (errors.Unhealthy, errors.CommandError) as error:
         message = f"{current.short} runs but is not healthy: {error}"
         raise errors.Broken(message, error.detail) from None
-    return Outcome("unchanged", f"{current.short} already runs, nothing to do", services=reports, healthy=True)
+    return memory.Outcome("unchanged", f"{current.short} already runs, nothing to do", services=reports, healthy=True)
 
 
-def keep_serving(progress: Progress, current: Release) -> tuple[dict[str, str], ...]:
+def keep_serving(progress: memory.Progress, current: Release) -> tuple[dict[str, str], ...]:
     """Start what does not run; if it answers no more, restart it once. Raises Unhealthy or CommandError."""
     machine, settings = progress.machine, current.settings()
     states = services.own_states(machine, settings)
     reports = services.bring(machine, settings, states, None)
     if any(report["action"] != "none" for report in reports) or progress.request.is_boot:
-        services.wait_until_healthy(machine, settings, current)
+        health.wait_until_healthy(machine, settings, current)
         return tuple(reports)
     roles = config.roles_of(machine.roles, settings)
-    if services.probe(machine, roles, current, time.monotonic() + services.PROBE_TIMEOUT):
+    if health.probe(machine, roles, current, time.monotonic() + health.PROBE_TIMEOUT):
         # it was good and answers no more: one restart, as a person would try first
         log.warning(f"{current.short} runs but is not healthy: restarting its services")
         reports = services.bring(machine, settings, states, states)
-        services.wait_until_healthy(machine, settings, current, states)
+        health.wait_until_healthy(machine, settings, current, states)
     return tuple(reports)
 
 
@@ -169,7 +169,7 @@ def carry_assets(left: Release, release: Release) -> None:
         release.note({"old_files": carried}, durable=False)  # the sync of the switch makes it so
 
 
-def carry_step(left: Release, release: Release, step: Step) -> dict[str, float]:
+def carry_step(left: Release, release: Release, step: config.Step) -> dict[str, float]:
     """Returns path -> when it was superseded, for those that are not older than the step's keep_days."""
     known: dict[str, float] = left.meta.get("old_files", {})
     oldest = time.time() - step.keep_days * 86400

@@ -7,12 +7,10 @@ import shlex
 import time
 from typing import Any
 
-from deployer import attempt, build, config, deploy, files, host, memory, mirror, releases, services
-from deployer.attempt import Result
-from deployer.memory import Request, short
+from deployer import attempt, build, config, deploy, files, health, host, memory, mirror, releases
 
 
-def plan(request: Request) -> Result:
+def plan(request: memory.Request) -> attempt.Result:
     """Say what deploy would do and why; changes nothing but the mirror."""
     machine, progress = request.machine, attempt.begin(request)
     source = deploy.mirror_of(machine)
@@ -45,10 +43,10 @@ def plan(request: Request) -> Result:
     }
 
 
-def show_plan(result: Result) -> str:
+def show_plan(result: attempt.Result) -> str:
     if result["nothing_to_do"]:
-        return f"{result['machine']}: {short(result['wanted'])} already runs; deploy would do nothing\n"
-    span = f"from {short(result['current'])} to {short(result['wanted'])}"
+        return f"{result['machine']}: {memory.short(result['wanted'])} already runs; deploy would do nothing\n"
+    span = f"from {memory.short(result['current'])} to {memory.short(result['wanted'])}"
     lines = [f"{result['machine']}: {span} ({result['commits']} commits)"]
     if result["bad"]:
         lines.append(f"  this commit is remembered as bad ({result['bad']})")
@@ -60,13 +58,13 @@ def show_plan(result: Result) -> str:
     return "\n".join([*lines, f"  restart {restart}; reload {reload}", ""])
 
 
-def status(request: Request) -> Result:
+def status(request: memory.Request) -> attempt.Result:
     """What runs now, and the last results. Reads only."""
     machine = request.machine
     host.must_own(machine)  # it runs the check command, and what failed steps printed is not for everybody
     current = releases.current(machine)
     running, is_held = memory.read_running(machine), memory.lock_is_held(machine)
-    reports, problem = services.observe_safely(machine, current)
+    reports, problem = health.observe_safely(machine, current)
     since = time.strftime(files.TIME, time.gmtime(os.lstat(machine.current).st_mtime)) if current else None
     return {
         "schema": files.SCHEMA,
@@ -88,7 +86,7 @@ def status(request: Request) -> Result:
     }
 
 
-def show_status(result: Result) -> str:
+def show_status(result: attempt.Result) -> str:
     lines = serving_lines(result)
     if result["running"]:
         stage, trigger, began = (result["running"].get(key, "unknown") for key in ("stage", "trigger", "started"))
@@ -96,25 +94,25 @@ def show_status(result: Result) -> str:
     if result["interrupted"]:
         lines.append("  note      the last deploy was interrupted; the next one cleans up after it")
     lines += [f"  warning   {warning}" for warning in warnings_of(result)]
-    lines += [f"  bad       {short(bad['commit'])}: {bad['why']} ({bad['when']})" for bad in result["bad_commits"]]
+    lines += [f"  bad       {bad['commit'][:8]}: {bad['why']} ({bad['when']})" for bad in result["bad_commits"]]
     attempts = "last attempts\n" + show_history({"history": result["attempts"]}) if result["attempts"] else ""
     return "\n".join([*lines, attempts])
 
 
-def serving_lines(result: Result) -> list[str]:
+def serving_lines(result: attempt.Result) -> list[str]:
     name = f"{result['machine']} ({', '.join(result['roles']) or 'no role'})"
     if not result["commit"]:
         return [f"{name}: nothing is deployed yet"]
     since = f"since {result['since']} ({ago(result['since'])})"
     return [
-        f"{name} runs {short(result['commit'])} {since}, deployed by {result['trigger']}",
+        f"{name} runs {memory.short(result['commit'])} {since}, deployed by {result['trigger']}",
         f"  release   {result['release']}",
         *(f"  service   {service['unit']}: {service['state']}" for service in result["services"]),
         f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}",
     ]
 
 
-def warnings_of(result: Result) -> list[Any]:
+def warnings_of(result: attempt.Result) -> list[Any]:
     last = result["last"] or {}
     warnings = last.get("warnings") if last.get("release") == result["release"] else None
     return warnings if isinstance(warnings, list) else []
@@ -131,16 +129,16 @@ def ago(timestamp: str) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def history(request: Request) -> Result:
+def history(request: memory.Request) -> attempt.Result:
     """All recorded results, oldest first."""
     host.must_own(request.machine)
     results = memory.read_history(request.machine)
     return {"schema": files.SCHEMA, "machine": request.machine.name, "history": results}
 
 
-def show_history(result: Result) -> str:
+def show_history(result: attempt.Result) -> str:
     return "".join(
-        f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}  {short(entry['commit']):8}"
+        f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}  {memory.short(entry['commit']):8}"
         f"  {entry['seconds']:6.1f} s  {entry['message']}\n"
         for entry in result["history"]
     )
