@@ -2,11 +2,12 @@
 
 This module stands alone: its text is also the program that takes the others on the far side of an ssh connection.
 
-    python3 -c TEXT ROOT SIZE ID ARGUMENTS...   a push: read SIZE bytes from stdin, keep them as ROOT/deployers/ID
-                                                and become its `deploy_machine.py ARGUMENTS... --root ROOT`
-    python3 -c TEXT ROOT SIZE ID                only keep them
-    python3 -c TEXT setup PACKED ID ARGUMENTS...   unpack the word PACKED (stdin is the terminal, for sudo's
-                                                password) and run its `scripts/setup_machine.py ARGUMENTS...`
+    python3 -c TEXT ROOT SIZE ID ARGUMENTS...
+        A push: keep the archive of SIZE bytes on stdin as ROOT/deployers/ID, and become its
+        `deploy_machine.py ARGUMENTS... --root ROOT`. Without ARGUMENTS: only keep it.
+    python3 -c TEXT setup PACKED ID ARGUMENTS...
+        Unpack the word PACKED (stdin is the terminal, for sudo's password) and run its
+        `scripts/setup_machine.py ARGUMENTS...`.
 """
 
 import sys
@@ -15,7 +16,6 @@ if sys.version_info < (3, 9):  # everything above and below this line parses on 
     sys.stderr.write("loader: Python 3.9 or newer is needed there, but python3 is %d.%d\n" % sys.version_info[:2])
     raise SystemExit(1)
 
-# What each push needs. A push of a version that is there already, as most are, imports nothing more: see below.
 import contextlib
 import fcntl
 import hashlib
@@ -34,7 +34,7 @@ MARKER = "deploy-machine started "  # proves that the far side ran; followed by 
 PATIENCE = 120  # seconds; of a connection that stalls longer nothing stays
 
 
-# --- what travels -------------------------------------------------------------------------------------
+# --- what travels --------------------
 
 
 def own_files(scripts: "os.PathLike[str]") -> dict[str, bytes]:
@@ -50,9 +50,16 @@ def read(path: str) -> bytes:
 
 
 def canonical(files: Mapping[str, bytes]) -> bytes:
-    """The same bytes for the same files, in whatever order they are named. All are text in UTF-8."""
-    texts = {name: data.decode() for name, data in files.items()}
+    """The same bytes for the same files, in whatever order they are named. Raises ValueError if one is not text."""
+    texts = {name: text_of(name, data) for name, data in files.items()}
     return json.dumps(texts, sort_keys=True, ensure_ascii=False).encode()
+
+
+def text_of(name: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not text in UTF-8") from None
 
 
 def digest(data: bytes) -> str:
@@ -84,16 +91,16 @@ def unpack(data: bytes, version: str) -> dict[str, bytes]:
     return {name: content.encode() for name, content in files.items()}
 
 
-# --- on a machine: deployers/ ---------------------------------------------------------------------------
+# --- on a machine: deployers/ --------------------
 
 
 def keep(root: str, version: str, files: Mapping[str, bytes]) -> str:
-    """Have the files in the directory ROOT/deployers/ID, compiled, and on the disk; return its path.
+    """Have the files in ROOT/deployers/ID, compiled and on the disk; return the path of that directory.
 
-    It appears there by one rename when it is whole, so whatever ends this process or the machine, what has the
-    name of a version can be run. One that is there already only gets the present time.
+    One rename puts it there when it is whole: whatever ends this process or the machine, a version that has its
+    name can be run. One that is there already only gets the present time.
 
-    Raises OSError (nothing stays, as on a full disk), and ValueError if one is no program for this Python.
+    Raises OSError, and ValueError if a file is no program for this Python; nothing stays then.
     """
     folder = os.path.join(root, FOLDER)
     if not os.path.isdir(folder):
@@ -101,6 +108,7 @@ def keep(root: str, version: str, files: Mapping[str, bytes]) -> str:
         sync(root)
     path = os.path.join(folder, version)
     with locked(folder):
+        remove_leftovers(folder)
         if is_kept(path, files):
             os.utime(path)
         else:
@@ -131,16 +139,15 @@ def is_kept(path: str, files: Mapping[str, bytes]) -> bool:
 
 
 def is_compiled(path: str, name: str, source: bytes) -> bool:
-    """Whether the bytecode begins as compile_all() makes it of this source; after `make` it ends so, too."""
+    """Whether its bytecode is of this source and this Python, as its first 16 bytes say."""
     header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source)
     return read(importlib.util.cache_from_source(os.path.join(path, name))).startswith(header)
 
 
 def make(path: str, files: Mapping[str, bytes]) -> None:
-    """Make a version beside its place and rename it into it; one that is damaged makes way. Needs the lock."""
+    """Make a version beside its place and rename it there; one that is damaged makes way. Needs the lock."""
     folder, version = os.path.split(path)
     temporary = os.path.join(folder, f".{version}.tmp-{os.getpid()}")
-    remove_leftovers(folder)
     try:
         write(temporary, files)
         compile_all(temporary, path, files)
@@ -164,12 +171,11 @@ def write(folder: str, files: Mapping[str, bytes]) -> None:
 
 
 def compile_all(folder: str, shown: str, files: Mapping[str, bytes]) -> None:
-    """Compile what is Python, so that no run has to; a traceback shows the path below `shown`.
+    """Compile what is Python; a traceback shows the path below `shown`.
 
-    Unchecked: bytecode that is compared with its source's time would be compiled again after the rename, and in a
-    directory that is named by its content the two always fit.
+    Unchecked, as in a directory that is named by its content source and bytecode always fit.
     """
-    import py_compile  # noqa: PLC0415 - costs 20 ms
+    import py_compile  # noqa: PLC0415 - 20 ms, which most pushes need not spend
 
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     for name in files:
@@ -198,10 +204,11 @@ def sync(path: str) -> None:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Remove what make() has not finished, here or in a process that was killed. Needs the lock, as make() does."""
+    """Remove what make() has not finished, here or in a process that was killed. Needs the lock."""
     leftovers = [name for name in os.listdir(folder) if name.startswith(".") and ".tmp-" in name]
-    if leftovers:
-        import shutil  # noqa: PLC0415 - costs 5 ms
+    if not leftovers:
+        return
+    import shutil  # noqa: PLC0415
 
     for name in leftovers:
         path = os.path.join(folder, name)
@@ -211,11 +218,11 @@ def remove_leftovers(folder: str) -> None:
             os.unlink(path)
 
 
-# --- as the program on the far side ------------------------------------------------------------------------
+# --- as the program on the far side --------------------
 
 
 def push(root: str, size: int, version: str, arguments: Sequence[str]) -> None:
-    """Take a version from stdin and become it; without arguments only keep it. Raises OSError and ValueError."""
+    """Take a version from stdin and become it; without arguments only keep it. Raises ValueError."""
     signal.alarm(PATIENCE)
     data = sys.stdin.buffer.read(size)
     if len(data) < size:
@@ -227,16 +234,19 @@ def push(root: str, size: int, version: str, arguments: Sequence[str]) -> None:
     except OSError as error:
         raise ValueError(f"{error.filename or os.path.join(root, FOLDER, version)}: {error.strerror}") from None
     if arguments:
-        print(MARKER + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), flush=True)
+        become(os.path.join(path, ENTRY), [*arguments, "--root", root])
+
+
+def become(script: str, arguments: Sequence[str]) -> None:
+    print(MARKER + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), flush=True)
     signal.alarm(0)
-    if arguments:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.execv(sys.executable, [sys.executable, os.path.join(path, ENTRY), *arguments, "--root", root])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execv(sys.executable, [sys.executable, script, *arguments])
 
 
 def set_up(packed: str, version: str, arguments: Sequence[str]) -> int:
     """Run the setup_machine.py of an archive in base64; return its exit code. Raises OSError and ValueError."""
-    import base64  # noqa: PLC0415 - a push needs none of these
+    import base64  # noqa: PLC0415
     import subprocess  # noqa: PLC0415
     import tempfile  # noqa: PLC0415
 
@@ -248,6 +258,7 @@ def set_up(packed: str, version: str, arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> None:
     first, second, version, *rest = arguments
+    os.umask(0o022)
     try:
         if first == "setup":
             sys.exit(set_up(second, version, rest))
