@@ -86,7 +86,7 @@ def unpack(data: bytes, version: str) -> dict[str, bytes]:
         raise ValueError(f"the archive is not the one of {version}")
     files = json.loads(text)
     for name in files:
-        if name.startswith("/") or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+        if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
             raise ValueError(f"the archive has the path {name!r}, which is not a plain relative one")
     return {name: content.encode() for name, content in files.items()}
 
@@ -152,8 +152,7 @@ def make(path: str, files: Mapping[str, bytes]) -> None:
         write(temporary, files)
         compile_all(temporary, path, files)
         sync_tree(temporary)
-        if os.path.lexists(path):
-            os.rename(path, f"{temporary}-damaged")
+        remove(path)
         os.rename(temporary, path)
         sync(folder)
     finally:
@@ -205,17 +204,21 @@ def sync(path: str) -> None:
 
 def remove_leftovers(folder: str) -> None:
     """Remove what make() has not finished, here or in a process that was killed. Needs the lock."""
-    leftovers = [name for name in os.listdir(folder) if name.startswith(".") and ".tmp-" in name]
-    if not leftovers:
-        return
-    import shutil  # noqa: PLC0415
+    for name in os.listdir(folder):
+        if name.startswith(".") and ".tmp-" in name:
+            remove(os.path.join(folder, name))
 
-    for name in leftovers:
-        path = os.path.join(folder, name)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
+
+def remove(path: str) -> None:
+    """Remove a version, if it is there; what makes it a program goes first, so that half of one never runs."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        import shutil  # noqa: PLC0415
+
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, ENTRY))
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
 
 
 # --- as the program on the far side --------------------

@@ -8,6 +8,7 @@ import errno
 import json
 import marshal
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +24,11 @@ sys.path.insert(0, str(SCRIPTS))
 from deployer import carrier  # noqa: E402
 
 TEXT = (SCRIPTS / "deployer/carrier.py").read_text()
-PROGRAM = b"import sys\nimport deployer.room\nprint(deployer.room.VALUE, *sys.argv[1:], sys.stdin.read() == '')\n"
+PROGRAM = b"""\
+import os, signal, sys
+import deployer.room
+print(deployer.room.VALUE, *sys.argv[1:], os.readlink("/proc/self/fd/0"), signal.alarm(0))
+"""
 FILES = {
     "deploy_machine.py": PROGRAM,
     "deployer/__init__.py": b'"""Rooms."""\n',
@@ -52,10 +57,9 @@ def is_whole(root: Path) -> bool:
         bytecode = (place / name).parent / "__pycache__" / f"{Path(name).stem}.{tag}.pyc"
         if marshal.loads(bytecode.read_bytes()[16:]).co_filename != str(place / name):
             return False
-    done = subprocess.run(
-        [sys.executable, place / "deploy_machine.py", "a"], input=b"", capture_output=True, check=False
-    )
-    return done.stdout == b"5 a True\n"
+    command = [sys.executable, place / "deploy_machine.py", "a"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return done.stdout == b"5 a /dev/null 0\n"
 
 
 # --- the archive --------------------------------------------------------------------------------------
@@ -152,6 +156,11 @@ def bytecode_of(place: Path) -> Path:
     return next(place.glob("deployer/__pycache__/room.*"))
 
 
+def damage_away(place: Path) -> None:
+    (place.with_name("away") / "deployer/room.py").write_bytes(b"VALUE")
+    place.symlink_to("away")
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "a file is cut short": lambda place: (place / "deployer/room.py").write_bytes(b"VALUE"),
     "a file is missing": lambda place: (place / "deployer/defaults.ini").unlink(),
@@ -162,6 +171,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     ),
     "a file has its name": lambda place: (place.rename(place.with_name("away")), place.write_text("x")),
     "a link has its name": lambda place: (place.rename(place.with_name("away")), place.symlink_to("nowhere")),
+    "a link to another has its name": lambda place: (place.rename(place.with_name("away")), damage_away(place)),
 }
 
 
@@ -172,6 +182,15 @@ def test_one_that_is_damaged_is_renewed(tmp_path: Path, damage: Callable[[Path],
     carrier.keep(str(tmp_path), ID, FILES)
     assert is_whole(tmp_path)
     assert set(content(tmp_path)) <= {ID, "away"}
+    away = tmp_path / "deployers/away"
+    assert not away.exists() or (away / "deploy_machine.py").exists(), "where a link leads nothing is removed"
+
+
+def test_what_is_half_removed_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carrier.keep(str(tmp_path), ID, FILES)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: None)
+    carrier.remove(str(kept(tmp_path)))
+    assert not (kept(tmp_path) / "deploy_machine.py").exists()
 
 
 def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
@@ -232,9 +251,11 @@ def each_step(tmp_path: Path, was: str) -> Iterator[tuple[int, Path]]:
     raise AssertionError("no end was reached")
 
 
-def is_as_before(root: Path, was: str) -> bool:
+def is_harmless(root: Path, was: str) -> bool:
+    """Whether what has the version's name is whole, is none that could be run, or is damaged as it was before."""
     room = kept(root) / "deployer/room.py"
-    return room.exists() and room.read_bytes() == b"VALUE" if was == "damaged" else not kept(root).exists()
+    before = was == "damaged" and room.exists() and room.read_bytes() == b"VALUE"
+    return before or not (kept(root) / "deploy_machine.py").exists() or is_whole(root)
 
 
 @pytest.mark.parametrize("was", ["not there", "damaged"])
@@ -246,7 +267,7 @@ def test_killed_at_any_step_it_is_whole_or_not_there(tmp_path: Path, monkeypatch
             carrier.keep(str(root), ID, FILES)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert is_as_before(root, was) or not kept(root).exists() or is_whole(root), number
+        assert is_harmless(root, was), number
         carrier.keep(str(root), ID, FILES)
         assert content(root) == [ID], "and the next one needs no help"
         assert is_whole(root)
@@ -272,7 +293,7 @@ def test_a_disk_that_fills_up_at_any_step_has_nothing_of_it(
                 return
             except OSError as error:
                 assert error.errno == errno.ENOSPC
-        assert is_as_before(root, was) or not kept(root).exists() or is_whole(root), number
+        assert is_harmless(root, was), number
         assert not (root / "deployers").exists() or set(content(root)) <= {ID}
 
 
@@ -339,7 +360,7 @@ def test_many_pushes_at_once_all_run_it(tmp_path: Path) -> None:
         push.stdin.close()
     for push in pushes:
         assert push.stdout
-        assert push.stdout.read().decode().splitlines()[1:] == [f"5 x --root {tmp_path} True"]
+        assert push.stdout.read().decode().splitlines()[1:] == [f"5 x --root {tmp_path} /dev/null 0"]
         assert push.wait(20) == 0
     assert content(tmp_path) == [ID]
 
@@ -367,7 +388,7 @@ def test_a_push_becomes_the_version_that_it_carries(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     marker, line = done.stdout.splitlines()
     assert marker.startswith(carrier.MARKER)
-    assert line == f"5 deploy --json --root {tmp_path} True"
+    assert line == f"5 deploy --json --root {tmp_path} /dev/null 0", "no stdin, and no alarm"
     assert content(tmp_path) == [ID]
 
 
