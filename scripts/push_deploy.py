@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """On the CI runner: deploy to one machine over ssh, and say what became of it.
 
-One ssh connection carries deploy_machine.py to the machine and runs it there; its log streams
-into this one's. What happened is told in four ways: a line and an annotation for people, the exit
+One ssh connection carries this version of deploy_machine.py to the machine and runs it there; its log
+streams into this one's. What happened is told in four ways: a line and an annotation for people, the exit
 code, and for the report a line `NAME=<the result as JSON, in hex>` in $GITHUB_OUTPUT.
 
   offline   the machine does not answer (off, or out of reach): exit 69. Not a failure.
@@ -15,7 +15,7 @@ FRONTEND_HOST; DEPLOY_SSH_KEY, the private key; DEPLOY_KNOWN_HOSTS, the machines
 keys are always checked. Nothing of the runner's own ssh configuration is read, and the key is
 only ever in an ssh-agent that ends with this process.
 
-It needs Python 3.9 or newer, OpenSSH's client, and deploy_machine.py beside it.
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, github.py, deploy_machine.py and deployer/.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ if sys.version_info < (3, 9):
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -46,72 +45,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Callable, NoReturn
 
-SCRIPT = Path(__file__).resolve().parent / "deploy_machine.py"
-SCHEMA = 1
+import github
+from deployer import carrier, errors
 
-EXIT_USAGE = 2
-EXIT_FAILED = 10
-EXIT_OFFLINE = 69
+SCRIPTS = Path(__file__).resolve().parent
 SSH_FAILED = 255  # ssh's own failure; no program on the machine ends with it
 
 CONNECT_TIMEOUT = 5.0  # seconds; a machine that is off costs this twice, and a second in between
 PAUSE = 1.0
 RECONNECT_TIMEOUT = 600.0  # seconds that a machine which was lost in mid-deploy is waited for
-MARKER = "deploy-machine started "  # proves that the far side ran; followed by the machine's time
-
-# Runs on the machine: takes the script from stdin, keeps it where hand-overs are kept, becomes it. Python keeps
-# no bytecode of a program that it runs by its path, and compiling this one took 35 ms of every push: so the
-# loader compiles it once and runs it as a module. The file is named by its content, so the two always fit.
-LOADER = f"""\
-import os, signal, sys, time
-root, size, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-signal.alarm(120)  # of a connection that stalls nothing stays
-data = sys.stdin.buffer.read(size)
-if sys.version_info < (3, 9):
-    sys.exit("loader: Python 3.9 or newer is needed there, but python3 is %d.%d" % sys.version_info[:2])
-if len(data) < size:
-    sys.exit("loader: the connection ended before the script had arrived")
-folder = os.path.join(root, "state", "scripts")
-path = os.path.join(folder, name)
-
-def keep():
-    import importlib.util, py_compile
-    temporary, bytecode = path + ".%d.tmp" % os.getpid(), importlib.util.cache_from_source(path)
-    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if py_compile.compile(temporary, bytecode, path, invalidation_mode=mode):
-            with open(bytecode, "rb") as compiled:
-                os.fsync(compiled.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-
-def is_kept():
-    try:
-        with open(path, "rb") as file:
-            os.utime(path)
-            return file.read() == data
-    except OSError:
-        return False
-
-try:
-    if not os.path.isdir(root):
-        sys.exit("loader: " + root + ": no such directory there: prepare the machine with setup_machine.py")
-    os.makedirs(folder, exist_ok=True)
-    is_kept() or keep()
-except OSError as error:
-    sys.exit("loader: " + str(error.filename or path) + ": " + str(error.strerror))
-print("{MARKER}" + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), flush=True)
-signal.alarm(0)
-os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-command = [sys.executable, "-m", name[:-3]] + sys.argv[4:] + ["--root", root]
-os.execve(sys.executable, command, dict(os.environ, PYTHONPATH=folder))
-"""
 
 # What ssh says of a machine that is not there; looked at only after what it says of one that is.
 OFFLINE = (
@@ -142,10 +84,6 @@ class PushError(Exception):
     """The machine cannot be used as configured: outcome `failed`, one line for people."""
 
 
-class UsageError(Exception):
-    """Wrong arguments: exit code 2."""
-
-
 class Cancelled(BaseException):
     """The run was cancelled: SIGTERM or SIGINT."""
 
@@ -170,7 +108,7 @@ def classify(evidence: Evidence, host_secret: str = "HOST") -> tuple[str, str]:
     Failures are looked for first: whatever else ssh says, a machine that refuses a key is not off.
     """
     if evidence.result is not None:
-        known = is_result(evidence.result)
+        known = github.is_result(evidence.result)
         return ("answered", "") if known else ("failed", "its answer is of another kind than this script knows")
     if evidence.started:
         return ("lost", "") if evidence.code == SSH_FAILED else ("failed", ended_without_result(evidence))
@@ -186,7 +124,7 @@ def classify(evidence: Evidence, host_secret: str = "HOST") -> tuple[str, str]:
 
 
 def ended_without_result(evidence: Evidence) -> str:
-    if evidence.code == EXIT_USAGE:
+    if evidence.code == errors.EXIT_USAGE:
         return re.sub(r"^deploy_machine\.py: ", "", evidence.last_words)
     if evidence.code > 128:
         return f"deploy_machine.py was ended there by signal {evidence.code - 128}"
@@ -204,18 +142,6 @@ def did_not_start(evidence: Evidence) -> str:
 def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
-
-
-def exit_code(outcome: str) -> int:
-    """The contract's exit code for an outcome."""
-    codes = {"rolled_back": 11, "broken": 12, "unreachable": 75, "busy": 75, "offline": EXIT_OFFLINE}
-    good = ("deployed", "unchanged", "superseded", "rolled_back_on_request")
-    return 0 if outcome in good else codes.get(outcome, EXIT_FAILED)
-
-
-def is_result(value: Any) -> bool:
-    """Whether a value is a deploy's result, as far as this script and the report use it."""
-    return isinstance(value, dict) and value.get("schema") == SCHEMA and isinstance(value.get("outcome"), str)
 
 
 # --- the machine, as the secrets say -----------------------------------------------------------------
@@ -321,8 +247,8 @@ class Ssh:
         started, result = "", None
         for raw in process.stdout:
             line = raw.decode("utf-8", "replace").strip()
-            if line.startswith(MARKER) and not started:
-                started = line[len(MARKER) :]
+            if line.startswith(carrier.MARKER) and not started:
+                started = line[len(carrier.MARKER) :]
             else:
                 result = parse_result(line) or result
         code = process.wait()
@@ -350,7 +276,7 @@ def parse_result(line: str) -> dict[str, Any] | None:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and value.get("schema") == SCHEMA else None
+    return value if isinstance(value, dict) and value.get("schema") == github.SCHEMA else None
 
 
 class Agent:
@@ -401,13 +327,45 @@ class Agent:
         self.process.wait()
 
 
+# --- what is asked of the machine ------------------------------------------------------------------------
+
+
+def packed_version() -> tuple[bytes, str]:
+    """The scripts beside this one, packed, and their id. Raises PushError."""
+    try:
+        files = carrier.own_files(SCRIPTS)
+        return carrier.pack(files), carrier.identity(files)
+    except (OSError, ValueError) as error:
+        raise PushError(f"{SCRIPTS} is not whole: {error}") from None
+
+
+def deploy_command(options: argparse.Namespace, size: int, version: str) -> list[str]:
+    """The words that take an archive of that size from stdin there and deploy with it."""
+    program = (SCRIPTS / "deployer" / "carrier.py").read_text(encoding="utf-8")
+    return ["python3", "-c", program, options.root, str(size), version, *deploy_arguments(options)]
+
+
+def deploy_arguments(options: argparse.Namespace) -> list[str]:
+    words = ["deploy", "--trigger", "cd", "--json"]
+    words += [word for role in options.role for word in ("--role", role)]
+    words += ["--contains", options.contains] if options.contains else []
+    words += ["--commit", options.commit] if options.commit else []
+    return words + (["--full"] if options.full else [])
+
+
+def status_command(root: str, version: str) -> list[str]:
+    """The words that ask what became of the deploy by that version, which is kept there since it began."""
+    script = f"{root}/{carrier.FOLDER}/{version}/{carrier.ENTRY}"
+    return ["python3", script, "status", "--json", "--root", root]
+
+
 # --- one push ------------------------------------------------------------------------------------------
 
 
 class Push:
     """One machine, from the first try to the result."""
 
-    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+    def __init__(self, options: argparse.Namespace, console: github.Console) -> None:
         self.options = options
         self.console = console
         self.clock = time.monotonic()
@@ -441,13 +399,12 @@ class Push:
 
     def attempt(self, ssh: Ssh, host_secret: str) -> dict[str, Any]:
         """Connect, once more if it does not answer; follow the deploy to its end."""
-        script = SCRIPT.read_bytes()
-        name = hashlib.sha256(script).hexdigest()[:16] + ".py"
-        command = ["python3", "-c", LOADER, self.options.root, str(len(script)), name, *self.remote_arguments()]
+        archive, version = packed_version()
+        command = deploy_command(self.options, len(archive), version)
         for tries in (1, 2):
             self.console.say(f"{self.options.machine}: connecting" + (" once more" if tries == 2 else ""))
             with self.console.foreign() as on_line:
-                evidence = ssh.run(command, script, on_line)
+                evidence = ssh.run(command, archive, on_line)
             kind, message = classify(evidence, host_secret)
             if kind != "offline" or tries == 2:
                 break
@@ -456,23 +413,14 @@ class Push:
             assert evidence.result is not None
             return dict(evidence.result)
         if kind == "lost":
-            return self.find_out(ssh, evidence, name)
+            return self.find_out(ssh, evidence, version)
         return self.own_result(kind, message)
 
-    def remote_arguments(self) -> list[str]:
-        options = self.options
-        words = ["deploy", "--trigger", "cd", "--json"]
-        words += [word for role in options.role for word in ("--role", role)]
-        words += ["--contains", options.contains] if options.contains else []
-        words += ["--commit", options.commit] if options.commit else []
-        return words + (["--full"] if options.full else [])
-
-    def find_out(self, ssh: Ssh, evidence: Evidence, name: str) -> dict[str, Any]:
+    def find_out(self, ssh: Ssh, evidence: Evidence, version: str) -> dict[str, Any]:
         """The connection was lost in mid-deploy, but the machine goes on: ask it what became of that."""
         machine = self.options.machine
         self.console.say(f"{machine}: the connection was lost ({last_line(evidence.ssh_log)}); asking again")
-        script = f"{self.options.root}/state/scripts/{name}"
-        command = ["python3", script, "status", "--json", "--root", self.options.root]
+        command = status_command(self.options.root, version)
         deadline = time.monotonic() + self.options.reconnect_timeout
         seen = False
         while time.monotonic() < deadline:
@@ -498,7 +446,7 @@ class Push:
     def own_result(self, outcome: str, message: str) -> dict[str, Any]:
         """A result of the runner's own, with all keys of the contract."""
         return {
-            "schema": SCHEMA,
+            "schema": github.SCHEMA,
             "machine": self.options.machine,
             "roles": self.options.role,
             "trigger": "cd",
@@ -519,7 +467,7 @@ class Push:
 def find_own(attempts: Any, since: str) -> dict[str, Any] | None:
     """The push's own result among a machine's last attempts: the first by cd since it began there."""
     for attempt in attempts if isinstance(attempts, list) else []:
-        if is_result(attempt) and attempt.get("trigger") == "cd" and str(attempt.get("started", "")) >= since:
+        if github.is_result(attempt) and attempt.get("trigger") == "cd" and str(attempt.get("started", "")) >= since:
             return dict(attempt)
     return None
 
@@ -527,70 +475,17 @@ def find_own(attempts: Any, since: str) -> dict[str, Any] | None:
 # --- what people and GitHub see --------------------------------------------------------------------------
 
 
-class Console:
-    """The log. What a machine says is passed on between stop-commands marks: it must not speak to GitHub."""
-
-    def __init__(self) -> None:
-        self.is_github = os.environ.get("GITHUB_ACTIONS") == "true"
-
-    def say(self, line: str) -> None:
-        print(line, flush=True)
-
-    def foreign(self) -> Foreign:
-        return Foreign(self)
-
-    def annotate(self, level: str, title: str, message: str) -> None:
-        """One annotation, within GitHub's limit of 4,096 characters."""
-        if self.is_github:
-            text = message if len(message) <= 3000 else message[:1500] + "\n...\n" + message[-1400:]
-            print(f"::{level} title={escape(title, ',:')}::{escape(text)}", flush=True)
-
-
-class Foreign:
-    """A stretch of the log that is not ours."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.token = os.urandom(16).hex()
-
-    def __enter__(self) -> Callable[[str], None]:
-        if self.console.is_github:
-            print(f"::stop-commands::{self.token}", flush=True)
-        return self.line
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_github:
-            print(f"::{self.token}::", flush=True)
-
-    def line(self, text: str) -> None:
-        # a token that a machine could guess would be no protection; one that it repeats, neither
-        print(text.replace(self.token, "..."), flush=True)
-
-
-def plain(text: str) -> str:
-    """Text from a machine in one line, with nothing in it that GitHub or a terminal would obey."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text).rstrip()
-    return text.replace("##[", "## [")  # a workflow command of the old form works anywhere in a line
-
-
-def escape(text: str, more: str = "") -> str:
-    """Escape as GitHub's workflow commands want it; `more` are characters that end a property."""
-    for char in "%\r\n" + more:
-        text = text.replace(char, f"%{ord(char):02X}")
-    return text
-
-
-def report(console: Console, name: str, result: Mapping[str, Any]) -> None:
+def report(console: github.Console, name: str, result: Mapping[str, Any]) -> None:
     """The line and the annotation for people, and the output for the report."""
-    outcome, message = plain(result["outcome"]), plain(str(result.get("message", "")))
+    outcome, message = github.plain(result["outcome"]), github.plain(str(result.get("message", "")))
     # a user named `deploy` is a secret whose value GitHub would hide in the word "deployed"
     word = "updated" if outcome == "deployed" else outcome
     console.say(f"{name}: {word}: {message}")
-    if exit_code(outcome) in (0, EXIT_OFFLINE):
+    if errors.exit_code(outcome) in (0, errors.EXIT_OFFLINE):
         # the report warns of a machine that is offline, once
         console.annotate("notice", f"{name}: {word}", message)
     else:
-        detail = [plain(line) for line in str(result.get("detail", "")).splitlines()]
+        detail = [github.plain(line) for line in str(result.get("detail", "")).splitlines()]
         console.annotate("error", f"{name}: {word}", "\n".join([message, *detail]).strip())
     output = os.environ.get("GITHUB_OUTPUT")
     if output:
@@ -599,20 +494,6 @@ def report(console: Console, name: str, result: Mapping[str, Any]) -> None:
 
 
 # --- command line ------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
-
-
-def checked(pattern: str, what: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return text
-
-    return check
 
 
 def seconds(text: str) -> float:
@@ -626,15 +507,16 @@ def seconds(text: str) -> float:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = github.Parser(
         prog="push_deploy.py", allow_abbrev=False, description="Deploy to one machine over ssh; say what became of it."
     )
-    sha = checked(r"[0-9a-fA-F]{4,64}", "a commit id")
-    name = checked(r"[A-Za-z][A-Za-z0-9_-]*", "a machine name: letters, digits, - and _")
-    role = checked(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a role name")
-    option = checked(r"[A-Za-z]+=[^\n]+", "an ssh option of the form Key=Value")
-    root = checked(r"/[^\0\n]*", "an absolute path")
-    parser.add_argument("--machine", required=True, type=name, metavar="NAME", help="e.g. frontend: uses FRONTEND_HOST")
+    sha = github.checked(r"[0-9a-fA-F]{4,64}", "a commit id")
+    role = github.checked(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a role name")
+    option = github.checked(r"[A-Za-z]+=[^\n]+", "an ssh option of the form Key=Value")
+    root = github.checked(r"/[^\0\n]*", "an absolute path")
+    parser.add_argument(
+        "--machine", required=True, type=github.machine_name, metavar="NAME", help="e.g. frontend: uses FRONTEND_HOST"
+    )
     parser.add_argument("--role", required=True, action="append", type=role, metavar="R", help="repeatable")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--contains", type=sha, metavar="SHA", help="deploy the newest commit, which must contain this")
@@ -659,13 +541,13 @@ def cancel(signum: int, _: Any) -> NoReturn:
 
 
 def main_inner(arguments: Sequence[str]) -> int:
-    """Return the exit code. Raises UsageError."""
+    """Return the exit code. Raises errors.UsageError."""
     options = make_parser().parse_args(arguments)
-    console = Console()
+    console = github.Console()
     push = Push(options, console)
     result = push.run()
     report(console, options.machine, result)
-    return exit_code(result["outcome"])
+    return errors.exit_code(result["outcome"])
 
 
 def main() -> NoReturn:
@@ -673,9 +555,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, cancel)
     try:
         sys.exit(main_inner(sys.argv[1:]))
-    except UsageError as error:
+    except errors.UsageError as error:
         print(f"push_deploy.py: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        sys.exit(errors.EXIT_USAGE)
 
 
 if __name__ == "__main__":

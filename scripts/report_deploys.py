@@ -9,7 +9,7 @@ $DEPLOY_WEBHOOK_URL if there is one, and ends with the run's verdict:
   1  a machine that answered does not, or an expected machine left no result
   2  usage error
 
-It needs Python 3.9 or newer and nothing outside the standard library.
+It needs Python 3.9 or newer and, beside it, github.py and deployer/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if sys.version_info < (3, 9):
     )
     raise SystemExit(2)
 
-import argparse
 import dataclasses
 import http.client
 import json
@@ -34,32 +33,18 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import github
+from deployer import errors
+
 EXIT_BAD = 1
-EXIT_USAGE = 2
-SCHEMA = 1
 WEBHOOK_TIMEOUT = 10.0  # seconds
 ANNOTATIONS = 10  # of a kind that GitHub shows per step; the last one counts the rest
 
-GOOD = ("deployed", "unchanged", "superseded", "rolled_back_on_request")
-# symbol, what the outcome means in words, and what to do about it. None of it says "deploy": that is
-# a usual user name and so a secret's value, which GitHub would hide in the page and in the log.
-WORDS = {
-    "deployed": ("✅", "updated", ""),
-    "unchanged": ("✅", "already up to date", ""),
-    "superseded": ("✅", "runs a newer commit", ""),
-    "rolled_back_on_request": ("✅", "rolled back on request", ""),
-    "offline": ("💤", "offline", "nothing: it catches up when it boots"),
-    "failed": ("❌", "failed, the old release serves", "see its log; fix and merge, or run this again"),
-    "rolled_back": ("❌", "unhealthy, rolled back", "the commit is not tried again there: merge a fix"),
-    "broken": ("❌", "broken, nothing healthy runs", "look at that machine now, beginning with its journal"),
-    "unreachable": ("❌", "could not fetch the repository", "check its key and its network; run this again"),
-    "busy": ("❌", "was busy with another run", "run this again"),
-    "missing": ("❌", "left no result", "see the log of its job; run this again"),
+# What a machine can end with; and, of the report alone, that one left nothing.
+OUTCOMES: Mapping[str, errors.Outcome] = {
+    **errors.OUTCOMES,
+    "missing": errors.Outcome(EXIT_BAD, "", "left no result", "see the log of its job; run this again"),
 }
-
-
-class UsageError(Exception):
-    """Wrong arguments: exit code 2."""
 
 
 # --- the results ------------------------------------------------------------------------------------
@@ -81,8 +66,16 @@ class Machine:
     result: Mapping[str, Any] | None = None
 
     @property
+    def about(self) -> errors.Outcome:
+        return OUTCOMES[self.outcome]
+
+    @property
     def is_bad(self) -> bool:
-        return self.outcome not in GOOD and self.outcome != "offline"
+        return not self.about.is_good and self.outcome != "offline"
+
+    @property
+    def symbol(self) -> str:
+        return "✅" if self.about.is_good else "❌" if self.is_bad else "💤"
 
 
 def read_machines(expected: Sequence[str], text: str) -> list[Machine]:
@@ -104,32 +97,25 @@ def read_machine(name: str, value: Any) -> Machine:
         result = json.loads(bytes.fromhex(value).decode())
     except (ValueError, TypeError, RecursionError):
         return Machine(name, "missing", "its result could not be read")
-    outcome = result.get("outcome") if isinstance(result, dict) and result.get("schema") == SCHEMA else None
-    if not isinstance(outcome, str) or outcome not in WORDS:
+    if not github.is_result(result) or result["outcome"] not in OUTCOMES:
         return Machine(name, "missing", "its result is of another kind than this report knows")
     steps = result.get("steps")
     return Machine(
         name=name,
-        outcome=outcome,
+        outcome=result["outcome"],
         message=words(result.get("message")),
         commit=commit_id(result.get("commit")),
         previous=commit_id(result.get("previous")),
         wanted=commit_id(result.get("wanted")),
         seconds=duration(result.get("seconds")),
-        detail="\n".join(plain(line) for line in str(result.get("detail") or "").splitlines()),
+        detail="\n".join(github.plain(line) for line in str(result.get("detail") or "").splitlines()),
         steps=tuple(step for step in steps if isinstance(step, dict)) if isinstance(steps, list) else (),
         result=result,
     )
 
 
-def plain(text: str) -> str:
-    """Text from a machine in one line, with nothing in it that GitHub or a terminal would obey."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text).rstrip()
-    return text.replace("##[", "## [")  # a workflow command of the old form works anywhere in a line
-
-
 def words(value: Any) -> str:
-    return " ".join(plain(str(value or "")).split())
+    return " ".join(github.plain(str(value or "")).split())
 
 
 def duration(value: Any) -> float:
@@ -151,7 +137,7 @@ def headline(machines: Sequence[Machine]) -> str:
     groups = [
         ("FAILED", [m.name for m in machines if m.is_bad]),
         ("updated", [m.name for m in machines if m.outcome == "deployed"]),
-        ("up to date", [m.name for m in machines if m.outcome in GOOD and m.outcome != "deployed"]),
+        ("up to date", [m.name for m in machines if m.about.is_good and m.outcome != "deployed"]),
         ("offline", [m.name for m in machines if m.outcome == "offline"]),
     ]
     line = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups if names)
@@ -211,12 +197,12 @@ def summary(machines: Sequence[Machine]) -> str:
     """The page, as markdown."""
     lines = [f"## {headline(machines)}", "", "| machine | outcome | commits | time | steps |", "|---|---|---|---|---|"]
     for machine in machines:
-        symbol, text, _ = WORDS[machine.outcome]
+        outcome = f"{machine.symbol} {machine.about.words}"
         time = f"{machine.seconds:.1f} s" if machine.result else "-"
-        row = [cell(machine.name), f"{symbol} {text}", commits_cell(machine), time, steps_cell(machine)]
+        row = [cell(machine.name), outcome, commits_cell(machine), time, steps_cell(machine)]
         lines.append(f"| {' | '.join(row)} |")
     for machine in machines:
-        advice = WORDS[machine.outcome][2]
+        advice = machine.about.advice
         if advice:
             lines += ["", f"**{cell(machine.name)}**: {cell(machine.message, 1000)}  ", f"What to do: {advice}."]
         if machine.is_bad and machine.detail:
@@ -250,13 +236,6 @@ def label(text: str) -> str:
 # --- annotations and the webhook ---------------------------------------------------------------------------
 
 
-def escape(text: str, more: str = "") -> str:
-    """Escape as GitHub's workflow commands want it; `more` are characters that end a property."""
-    for char in "%\r\n" + more:
-        text = text.replace(char, f"%{ord(char):02X}")
-    return text
-
-
 def annotation_lines(machines: Sequence[Machine]) -> list[str]:
     """A warning for each offline machine, an error for each bad one, within GitHub's limits."""
     lines = []
@@ -268,11 +247,10 @@ def annotation_lines(machines: Sequence[Machine]) -> list[str]:
         for machine in shown:
             last = machine.detail.splitlines()[-8:] if level == "error" else []
             text = "\n".join([f"{machine.name}: {machine.message}"[:2000], *(line[:200] for line in last)])
-            title = f"{machine.name}: {WORDS[machine.outcome][1]}"
-            lines.append(f"::{level} title={escape(title, ',:')}::{escape(text)}")
+            lines.append(github.annotation(level, f"{machine.name}: {machine.about.words}", text))
         if len(shown) < len(chosen):
             rest = ", ".join(machine.name for machine in chosen[len(shown) :])
-            lines.append(f"::{level} title=and {len(chosen) - len(shown)} more::{escape(rest[:3000])}")
+            lines.append(github.annotation(level, f"and {len(chosen) - len(shown)} more", rest))
     return lines
 
 
@@ -285,13 +263,10 @@ def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
         run = ""
     lines = [headline(machines)]
     for machine in machines:
-        symbol, text, _ = WORDS[machine.outcome]
-        span = (
-            f" {machine.previous[:8]} to {machine.commit[:8]}"
-            if machine.outcome == "deployed" and machine.previous
-            else ""
-        )
-        lines.append(f"{symbol} {machine.name}: {text}{span}" + (f": {machine.message}" if machine.is_bad else ""))
+        is_update = machine.outcome == "deployed" and machine.previous
+        span = f" {machine.previous[:8]} to {machine.commit[:8]}" if is_update else ""
+        why = f": {machine.message}" if machine.is_bad else ""
+        lines.append(f"{machine.symbol} {machine.name}: {machine.about.words}{span}{why}")
     body = {"text": "\n".join([*lines, run]).strip(), "results": [m.result for m in machines if m.result]}
     headers = {"Content-Type": "application/json", "User-Agent": "deploy-machine"}
     try:
@@ -306,22 +281,18 @@ def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
 # --- command line --------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
-
-
-def machine_name(text: str) -> str:
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a machine name: letters, digits, - and _")
-    return text
-
-
 def main_inner(arguments: Sequence[str]) -> int:
-    """Return the verdict. Raises UsageError."""
-    parser = Parser(prog="report_deploys.py", allow_abbrev=False, description="Report all deploys; give the verdict.")
+    """Return the verdict. Raises errors.UsageError."""
+    parser = github.Parser(
+        prog="report_deploys.py", allow_abbrev=False, description="Report all deploys; give the verdict."
+    )
     parser.add_argument(
-        "--expect", required=True, nargs="+", type=machine_name, metavar="NAME", help="machines that must have a result"
+        "--expect",
+        required=True,
+        nargs="+",
+        type=github.machine_name,
+        metavar="NAME",
+        help="machines that must have a result",
     )
     options = parser.parse_args(arguments)
     machines = read_machines(list(dict.fromkeys(options.expect)), os.environ.get("DEPLOY_RESULTS", ""))
@@ -330,14 +301,13 @@ def main_inner(arguments: Sequence[str]) -> int:
         with open(page, "a", encoding="utf-8") as file:
             file.write(summary(machines))
     for machine in machines:
-        symbol, text, _ = WORDS[machine.outcome]
-        print(f"{symbol} {machine.name}: {text}: {machine.message}")
+        print(f"{machine.symbol} {machine.name}: {machine.about.words}: {machine.message}")
     for line in annotation_lines(machines):
         print(line)
     url = os.environ.get("DEPLOY_WEBHOOK_URL", "")
     problem = tell_webhook(url, machines) if url else ""
     if problem:
-        print(f"::warning title=webhook::{escape(problem)}")
+        print(github.annotation("warning", "webhook", problem))
     print(headline(machines))
     return verdict(machines)
 
@@ -345,9 +315,9 @@ def main_inner(arguments: Sequence[str]) -> int:
 def main() -> NoReturn:
     try:
         sys.exit(main_inner(sys.argv[1:]))
-    except UsageError as error:
+    except errors.UsageError as error:
         print(f"report_deploys.py: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        sys.exit(errors.EXIT_USAGE)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 sshd then starts this, whatever the key's holder asked for, and tells what that was in
 $SSH_ORIGINAL_COMMAND. Two requests of push_deploy.py are granted, word for word and nothing beside them:
 a deploy, and the question what became of one. Both run this machine's own bin/deploy_machine.py; the
-script that a push carries along is read and thrown away, because running it would be running anything.
-The commit's own copy takes over in the deploy, as it does at a boot.
+version that a push carries along is read and thrown away, because running it would be running anything.
+The commit's own takes over in the deploy, as it does at a boot.
 
 It needs Python 3.9 or newer and nothing outside the standard library.
 """
@@ -31,9 +31,9 @@ from typing import NoReturn
 
 EXIT_USAGE = 2
 MARKER = "deploy-machine started "  # what push_deploy.py waits for; followed by this machine's time
-SCRIPT_BYTES = 10_000_000  # more than any script that a push carries
+ARCHIVE_BYTES = 10_000_000  # more than any push carries
 COMMIT = r"[0-9a-fA-F]{4,64}"
-SCRIPT_NAME = r"[0-9a-f]{16}\.py"
+VERSION = "[0-9a-f]{16}"  # the id of what a push carries
 
 
 class Refused(Exception):
@@ -46,13 +46,13 @@ def granted(request: str, root: str, roles: Sequence[str]) -> tuple[list[str], i
         words = shlex.split(request)
     except ValueError:
         raise Refused("a request that is not a list of words") from None
-    if words[:2] == ["python3", "-c"] and len(words) > 6:  # words[2] is the program that takes the script: not run
-        asked_root, size, name, *arguments = words[3:]
-        if asked_root == root and re.fullmatch(SCRIPT_NAME, name) and re.fullmatch("[0-9]{1,8}", size):
-            if int(size) <= SCRIPT_BYTES:
+    if words[:2] == ["python3", "-c"] and len(words) > 6:  # words[2] is the program that takes the archive: not run
+        asked_root, size, version, *arguments = words[3:]
+        if asked_root == root and re.fullmatch(VERSION, version) and re.fullmatch("[0-9]{1,8}", size):
+            if int(size) <= ARCHIVE_BYTES:
                 return deploy_arguments(arguments, roles), int(size)
     if words[:1] == ["python3"] and words[2:] == ["status", "--json", "--root", root]:
-        if re.fullmatch(re.escape(f"{root}/state/scripts/") + SCRIPT_NAME, words[1]):
+        if re.fullmatch(re.escape(f"{root}/deployers/") + VERSION + r"/deploy_machine\.py", words[1]):
             return ["status", "--json"], 0
     raise Refused("anything but a deploy by push_deploy.py" if words else "a shell")
 

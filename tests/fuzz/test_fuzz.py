@@ -22,9 +22,11 @@ from hypothesis.strategies import SearchStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import deploy_machine
+import github
 import push_deploy
 import report_deploys
 import setup_machine
+from deployer import errors
 
 MANY = int(os.environ.get("DEPLOY_MACHINE_FUZZ", "0"))
 fuzz = settings(
@@ -275,13 +277,13 @@ def test_an_answer_of_a_machine(line: str, code: int, ssh_log: str, started: str
     with contextlib.redirect_stdout(out), tempfile.NamedTemporaryFile() as output:
         os.environ.update(GITHUB_OUTPUT=output.name, GITHUB_ACTIONS="true")
         try:
-            push_deploy.report(push_deploy.Console(), "web", result)
+            push_deploy.report(github.Console(), "web", result)
         finally:
             del os.environ["GITHUB_OUTPUT"], os.environ["GITHUB_ACTIONS"]
         assert output.read().decode().count("\n") == 1
     out.seek(0)
     obeyed_at_most(out.read(), ["::notice title=web", "::error title=web"])
-    assert push_deploy.exit_code(str(result["outcome"])) in (0, 10, 11, 12, 69, 75)
+    assert errors.exit_code(str(result["outcome"])) in (0, 10, 11, 12, 69, 75)
 
 
 def obeyed_at_most(log: str, commands: list[str]) -> None:

@@ -113,7 +113,7 @@ def ssh(world: World, *words: str, program: str = "ssh", **options: Any) -> subp
 
 
 PLACE = "deploy@10.0.0.5"
-FORM = "python3 -c x /srv/app 5 0123456789abcdef.py deploy --trigger cd --json --role scheduler"
+FORM = "python3 -c x /srv/app 5 0123456789abcdef deploy --trigger cd --json --role scheduler"
 REQUESTS = [
     "touch /tmp/ran",
     "sh -c 'touch /tmp/ran'",
@@ -135,8 +135,8 @@ REQUESTS = [
     FORM.replace("--trigger cd", "--trigger boot"),
     "/srv/app/bin/deploy_machine.py rollback",
     "/srv/app/bin/deploy_machine.py",
-    "python3 /tmp/evil/0123456789abcdef.py status --json --root /srv/app",
-    "python3 /srv/app/state/scripts/../../../../tmp/evil/x.py status --json --root /srv/app",
+    "python3 /tmp/evil/deploy_machine.py status --json --root /srv/app",
+    "python3 /srv/app/deployers/../../../tmp/evil/deploy_machine.py status --json --root /srv/app",
     "/usr/lib/openssh/sftp-server",
     "scp -t /tmp",
     "git-receive-pack /srv/app/repo.git",
@@ -146,15 +146,13 @@ REQUESTS = [
 
 def everything(machine: Machine) -> str:
     """What an attempt could have changed."""
-    places = "/srv/app/bin /srv/app/releases /srv/app/current /srv/app/state /srv/app/shared /home /etc /root /tmp"
+    ours = "/srv/app/bin /srv/app/deployers /srv/app/releases /srv/app/current /srv/app/state /srv/app/shared"
     # sshd's and sudo's own traces are not among them
-    return machine.out(f"find {places} -path '*/.cache' -prune -o -printf '%p %i %C@\\n' | sort")
+    return machine.out(f"find {ours} /home /etc /root /tmp -path '*/.cache' -prune -o -printf '%p %i %C@\\n' | sort")
 
 
 def test_nothing_else_is_granted(world: World, scheduler: Machine) -> None:
-    scheduler.sh(
-        "mkdir /tmp/evil && echo \"open('/tmp/ran', 'w')\" | tee /tmp/evil/x.py > /tmp/evil/0123456789abcdef.py"
-    )
+    scheduler.sh("mkdir /tmp/evil && echo \"open('/tmp/ran', 'w')\" > /tmp/evil/deploy_machine.py")
     before, unit = everything(scheduler), scheduler.pids("scheduler.service")
     for request in REQUESTS:
         done = ssh(world, PLACE, request, input="touch /tmp/ran\n")
@@ -221,7 +219,7 @@ def test_what_is_sent_along_is_not_run(world: World, scheduler: Machine) -> None
     assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "deployed"
     assert commit_on(scheduler) == newest
     assert scheduler.out("ls /tmp | grep ran || true") == ""
-    assert not list((scheduler.root / "srv/app/state/scripts").glob("0123456789abcdef*"))
+    assert not list((scheduler.root / "srv/app/deployers").glob("*0123456789abcdef*"))
 
 
 # --- setup_machine.py --------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,8 +16,9 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import github  # noqa: E402
 import push_deploy  # noqa: E402
-import report_deploys  # noqa: E402
+from deployer import errors  # noqa: E402
 from push_deploy import Evidence, PushError, classify, read_target  # noqa: E402
 
 RESULT = {"schema": 1, "outcome": "deployed"}
@@ -137,7 +138,7 @@ def test_the_verdict(tmp_path: Path, outcomes: list[str], code: int) -> None:
     results = {name: result(outcome) for name, outcome in zip(("one", "two"), outcomes, strict=True)}
     found, log, page = report(tmp_path, results, "one", "two")
     assert found == code
-    bad = [outcome for outcome in outcomes if outcome not in (*report_deploys.GOOD, "offline")]
+    bad = [outcome for outcome in outcomes if errors.exit_code(outcome) not in (0, errors.EXIT_OFFLINE)]
     assert log.count("::error ") == len(bad)
     assert log.count("::warning ") == outcomes.count("offline")
     assert page.count("\n| ") == 3
@@ -236,72 +237,68 @@ def test_a_result_that_was_not_this_push_is_not_taken_for_it() -> None:
     assert push_deploy.find_own([earlier, boot], "2026-01-02T00:00:00Z") is None
 
 
-# --- what runs on the machine, to take the script ----------------------------------------------------
+# --- what the two share ---------------------------------------------------------------------------------
 
 
-def loader(root: Path, before: str = "", wait: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run the loader with a script of five bytes; `before` is run ahead of it, and `wait` sends nothing."""
-    program = before + push_deploy.LOADER.replace("alarm(120)", "alarm(1)")
-    command = [sys.executable, "-c", program, str(root), "5", "x.py"]
-    read, write = os.pipe()
-    try:
-        given: dict[str, Any] = {"stdin": read} if wait else {"input": "pass\n"}
-        return subprocess.run(command, **given, capture_output=True, text=True, timeout=20, check=False)
-    finally:
-        os.close(read)
-        os.close(write)
+def test_each_outcome_has_its_exit_code() -> None:
+    codes = {
+        "deployed": 0, "unchanged": 0, "superseded": 0, "rolled_back_on_request": 0, "failed": 10, "rolled_back": 11,
+        "broken": 12, "offline": 69, "unreachable": 75, "busy": 75,
+    }  # fmt: skip
+    assert {outcome: about.code for outcome, about in errors.OUTCOMES.items()} == codes
+    assert errors.exit_code("of another version") == 10
 
 
-def test_the_loader_becomes_the_script(tmp_path: Path) -> None:
-    done = loader(tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(push_deploy.MARKER)
-    assert (tmp_path / "state/scripts/x.py").read_text() == "pass\n"
+def test_nothing_that_people_read_says_the_name_of_the_usual_user() -> None:
+    """GitHub hides the value of a secret, and so `deploy`, wherever it stands in a log or a page."""
+    for about in errors.OUTCOMES.values():
+        assert "deploy" not in about.words + about.advice
 
 
-def test_a_connection_that_stalls_leaves_no_loader_behind(tmp_path: Path) -> None:
-    assert loader(tmp_path, wait=True).returncode == -14
+def test_an_annotation_that_is_too_long_loses_its_middle() -> None:
+    line = github.annotation("error", "web: x, y", "begin\n" + "x" * 9000 + "\n50% end")
+    assert line.startswith("::error title=web%3A x%2C y::begin%0Ax")
+    assert line.endswith("%0A50%25 end")
+    assert len(line) < 4096
 
 
-def test_the_loader_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    full = "import errno, os\ndef fails(*_): raise OSError(errno.ENOSPC, 'No space left on device')\nos.fsync = fails\n"
-    done = loader(tmp_path, full)
-    assert done.returncode == 1
-    assert done.stderr == f"loader: {tmp_path}/state/scripts/x.py: No space left on device\n"
-    assert list((tmp_path / "state/scripts").iterdir()) == []
+def test_what_is_not_ours_is_between_marks_that_it_cannot_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    with github.Console().foreign() as on_line:
+        token = capsys.readouterr().out.strip().removeprefix("::stop-commands::")
+        on_line(f"::{token}::")
+        on_line("::error::gotcha")
+    assert len(token) == 32
+    assert capsys.readouterr().out == f"::...::\n::error::gotcha\n::{token}::\n"
 
 
-def load(root: Path, data: bytes) -> subprocess.CompletedProcess[bytes]:
-    """What a push runs on the machine, with data as the script that it carries."""
-    name = f"{hashlib.sha256(data).hexdigest()[:16]}.py"
-    command = [sys.executable, "-c", push_deploy.LOADER, str(root), str(len(data)), name, "plan", "--show-config"]
-    return subprocess.run(command, input=data, capture_output=True, check=False)
+# --- what a push asks of a machine ----------------------------------------------------------------------
 
 
-def test_the_script_is_compiled_once_and_renewed_if_it_is_damaged(tmp_path: Path) -> None:
-    data = (SCRIPTS / "deploy_machine.py").read_bytes()
-    assert b"[step python]" in load(tmp_path, data).stdout
-    folder = tmp_path / "state/scripts"
-    (script,), (bytecode,) = folder.glob("*.py"), folder.glob("__pycache__/*")
-    os.utime(script, (0, 0))
-    first = bytecode.stat()
-    assert b"[step python]" in load(tmp_path, data).stdout
-    assert (bytecode.stat().st_ino, bytecode.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
-    assert script.stat().st_mtime > 0, "the next deploy would remove a script that is used"
-    script.write_bytes(data[:1000])
-    bytecode.write_bytes(b"")
-    assert b"[step python]" in load(tmp_path, data).stdout
-    assert script.read_bytes() == data
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["__pycache__", script.name])
+def test_the_words_of_a_push() -> None:
+    words = ["--machine", "web", "--role", "a", "--role", "b", "--contains", "abcd", "--full", "--root", "/srv/x"]
+    command = push_deploy.deploy_command(push_deploy.make_parser().parse_args(words), 7, "0123456789abcdef")
+    assert command[:2] == ["python3", "-c"]
+    assert command[2] == (SCRIPTS / "deployer/carrier.py").read_text()
+    assert command[3:] == (
+        "/srv/x 7 0123456789abcdef deploy --trigger cd --json --role a --role b --contains abcd --full".split()
+    )
+    asked = push_deploy.status_command("/srv/x", "0123456789abcdef")
+    script = "/srv/x/deployers/0123456789abcdef/deploy_machine.py"
+    assert asked == ["python3", script, "status", "--json", "--root", "/srv/x"]
 
 
-def test_a_script_of_another_python_is_told(tmp_path: Path) -> None:
-    done = load(tmp_path, b"this is no Python\n")
-    assert done.returncode == 1
-    assert b"SyntaxError" in done.stderr
+def test_a_push_carries_at_most_60_kb() -> None:
+    archive, version = push_deploy.packed_version()
+    options = push_deploy.make_parser().parse_args(["--machine", "web", "--role", "web", "--contains", "a" * 40])
+    command = shlex.join(push_deploy.deploy_command(options, len(archive), version))
+    size = len(archive) + len(command.encode())
+    assert size <= 60_000
 
 
-def test_the_loader_tells_what_is_missing(tmp_path: Path) -> None:
-    done = load(tmp_path / "none", b"")
-    assert done.stderr.startswith(f"loader: {tmp_path}/none: no such directory there".encode())
-    assert (done.returncode, done.stdout) == (1, b"")
+def test_scripts_that_are_not_whole_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_deploy, "SCRIPTS", tmp_path)
+    with pytest.raises(PushError, match=f"{tmp_path} is not whole: .*deployer"):
+        push_deploy.packed_version()

@@ -11,11 +11,13 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import github  # noqa: E402
 import push_deploy  # noqa: E402
+from deployer import carrier  # noqa: E402
 from restricted_push import MARKER, Refused, granted  # noqa: E402
 
 ROOT = "/srv/app"
-NAME = "0123456789abcdef.py"
+VERSION = "0123456789abcdef"
 
 
 class Ssh:
@@ -38,7 +40,7 @@ def sent_by_push(*words: str) -> list[tuple[str, int]]:
         push_deploy.Evidence(255, "closed", started="2026"),
         push_deploy.Evidence(0, result={"schema": 1, "attempts": [own]}),
     )
-    result = push_deploy.Push(options, push_deploy.Console()).attempt(ssh, "WEB_HOST")  # type: ignore[arg-type]
+    result = push_deploy.Push(options, github.Console()).attempt(ssh, "WEB_HOST")  # type: ignore[arg-type]
     assert result == own
     return ssh.sent
 
@@ -56,17 +58,23 @@ def test_what_push_deploy_asks_is_granted(options: list[str], passed: list[str])
     (deploy, size), (status, _) = sent_by_push("--role", "web", "--role", "worker", *options)
     arguments, bytes_to_drop = granted(deploy, ROOT, ["worker", "web"])
     assert arguments == ["deploy", "--trigger", "cd", "--json", *passed, "--role", "web", "--role", "worker"]
-    assert bytes_to_drop == size == len(push_deploy.SCRIPT.read_bytes())
+    assert bytes_to_drop == size == len(push_deploy.packed_version()[0])
     assert granted(status, ROOT, ["web"]) == (["status", "--json"], 0)
-    assert MARKER == push_deploy.MARKER, "push_deploy.py waits for exactly this line"
+    assert MARKER == carrier.MARKER, "push_deploy.py waits for exactly this line"
 
 
-def deploy(words: str = "", *, root: str = ROOT, size: str = "5", name: str = NAME, begin: str = "python3 -c x") -> str:
-    return f"{begin} {root} {size} {name} deploy --trigger cd --json --role web {words}"
+def deploy(
+    words: str = "", *, root: str = ROOT, size: str = "5", version: str = VERSION, begin: str = "python3 -c x"
+) -> str:
+    return f"{begin} {root} {size} {version} deploy --trigger cd --json --role web {words}"
 
 
-def test_the_form_that_the_refused_ones_differ_from() -> None:
+STATUS = f"python3 /srv/app/deployers/{VERSION}/deploy_machine.py status"
+
+
+def test_the_forms_that_the_refused_ones_differ_from() -> None:
     assert granted(deploy(), ROOT, ["web"])[1] == 5
+    assert granted(f"{STATUS} --json --root /srv/app", ROOT, ["web"]) == (["status", "--json"], 0)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,10 @@ def test_the_form_that_the_refused_ones_differ_from() -> None:
         "python3",
         "python3 -c x",
         "python3 -c 'print(1)'",
-        "python3 -i -c x /srv/app 5 0123456789abcdef.py deploy",
+        "python3 -i -c x /srv/app 5 0123456789abcdef deploy",
+        "python3 -c x /srv/app 5 0123456789abcdef",
+        "python3 -c x /srv/app 5 0123456789abcdef deploy",
+        "python3 -c x setup UEs= 0123456789abcdef --name web --role web",
         "/usr/lib/openssh/sftp-server",
         "scp -t /tmp",
         "rsync --server . /tmp",
@@ -95,9 +106,11 @@ def test_the_form_that_the_refused_ones_differ_from() -> None:
         deploy(size="99999999"),
         deploy(size="1e3"),
         deploy(size="٣"),
-        deploy(name="../../x.py"),
-        deploy(name="0123456789abcdef.sh"),
-        deploy(name="'0123456789abcdef.py\n'"),
+        deploy(version="../../../../tmp/x"),
+        deploy(version="0123456789abcde"),
+        deploy(version="0123456789abcdef.py"),
+        deploy(version="0123456789ABCDEF"),
+        deploy(version="'0123456789abcdef\n'"),
         deploy("--repo ssh://evil/x"),
         deploy("--repo=ssh://evil/x"),
         deploy("--branch other"),
@@ -135,12 +148,16 @@ def test_the_form_that_the_refused_ones_differ_from() -> None:
         deploy().replace("--role web", ""),
         deploy().replace("--role web", "--role worker"),
         deploy().replace("--json", "--debug"),
-        f"python3 /tmp/{NAME} status --json --root /srv/app",
-        f"python3 /srv/app/state/scripts/../{NAME} status --json --root /srv/app",
-        f"python3 /srv/app/state/scripts/{NAME} status --json --root /tmp",
-        f"python3 /srv/app/state/scripts/{NAME} status --json --root /srv/app --debug",
-        f"python3 /srv/app/state/scripts/{NAME} rollback --json --root /srv/app",
-        f"python3 /srv/app/state/scripts/{NAME} status --json --root /srv/app; id",
+        f"python3 /tmp/{VERSION}/deploy_machine.py status --json --root /srv/app",
+        f"python3 /srv/app/state/scripts/{VERSION}.py status --json --root /srv/app",
+        f"python3 /srv/app/deployers/../{VERSION}/deploy_machine.py status --json --root /srv/app",
+        "python3 /srv/app/deployers/../deploy_machine.py status --json --root /srv/app",
+        f"python3 /srv/app/deployers/{VERSION}/deployer/carrier.py status --json --root /srv/app",
+        f"python3 /srv/app/deployers/{VERSION}/deploy_machine_py status --json --root /srv/app",
+        f"{STATUS} --json --root /tmp",
+        f"{STATUS} --json --root /srv/app --debug",
+        f"{STATUS.replace('status', 'rollback')} --json --root /srv/app",
+        f"{STATUS} --json --root /srv/app; id",
     ],
 )
 def test_everything_else_is_refused(request_: str) -> None:
