@@ -20,7 +20,7 @@ repository's settings.
 Exit codes: 0 done; 1 --check found differences; 2 usage error, nothing was touched; 10 a command
 failed (a second run goes on from there); 69 the machine does not answer.
 
-It needs Python 3.9 or newer and, beside it, deploy_machine.py, restricted_push.py and ../systemd/.
+It needs Python 3.9 or newer and, beside it, deploy_machine.py, deployer/, restricted_push.py and ../systemd/.
 Run it from a checkout of your own, not from a release on the machine: that belongs to `deploy`.
 """
 
@@ -42,7 +42,6 @@ import contextlib
 import grp
 import importlib.util
 import io
-import lzma
 import os
 import pwd
 import re
@@ -51,11 +50,12 @@ import shlex
 import shutil
 import stat
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from deployer import carrier
 
 EXIT_DIFFERS = 1
 EXIT_USAGE = 2
@@ -69,8 +69,11 @@ STARTUP_UNIT = "deploy-on-startup.service"
 SYSTEM_UNITS = Path("/etc/systemd/system")
 SUDOERS = Path("/etc/sudoers.d/deploy-machine")
 APP_USER = "app"
+CARRIER = HERE / "deployer" / "carrier.py"
 RESTRICTED_PUSH = Path("/usr/local/lib/deploy-machine/restricted_push.py")
 PYTHON = "/usr/bin/python3"  # what the units use
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+COMMAND_LINE = 131_071  # bytes: the most that Linux takes as one argument, as which sshd passes on a command line
 
 HOW_TO_GET = {
     "git": "apt install git (or: dnf install git)",
@@ -212,19 +215,33 @@ def ssh_place(url: str) -> tuple[str, int]:
 # --- this machine ---------------------------------------------------------------------------------
 
 
-def call(*argv: str, user: str = "", text: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+def call(*argv: str, user: str = "", stdin: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run one command, as another user if named. Raises SetupError with its own words if it fails."""
-    command = ["runuser", "-u", user, "--", *argv] if user else list(argv)
+    command, options = list(argv), {}
+    if user:
+        command = ["runuser", "-u", user, "--", *argv]
+        options = apart(user)
     try:
-        done = subprocess.run(command, input=text or "", capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False, **options)
     except FileNotFoundError:
         raise SetupError(f"{command[0]}: not found") from None
     except subprocess.TimeoutExpired:
-        raise SetupError(f"{shlex.join(argv)} took longer than 120 s") from None
+        raise SetupError(f"{shown(argv)} took longer than 120 s") from None
+    out, err = (stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr))
     if check and done.returncode != 0:
-        words = " ".join((done.stderr or done.stdout).split())
-        raise SetupError(f"{shlex.join(argv)} ended with {done.returncode}: {words}")
-    return done
+        raise SetupError(f"{shown(argv)} ended with {done.returncode}: {' '.join((err or out).split())}")
+    return subprocess.CompletedProcess(command, done.returncode, out, err)
+
+
+def apart(user: str) -> dict[str, Any]:
+    """For subprocess.run: what runs as another user gets no terminal of root's, into which it could type, no more."""
+    env = {"PATH": PATH, "HOME": pwd.getpwnam(user).pw_dir, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
+    return {"start_new_session": True, "env": env, "cwd": "/"}
+
+
+def shown(argv: Sequence[str]) -> str:
+    """A command in one line, for people; a program among its words is not spelt out."""
+    return shlex.join([word if "\n" not in word else "..." for word in argv])
 
 
 # --- files, also in directories that `deploy` and `app` can write -------------------------------------
@@ -271,6 +288,14 @@ def exists(path: Path) -> bool:
     return False
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name, a link included, wherever it leads."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), reached(path.parent) as folder:
+        os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        return True
+    return False
+
+
 def read_text(path: Path) -> str | None:
     """The content of a regular file; None if there is none of that name."""
     try:
@@ -292,6 +317,19 @@ def replace_file(path: Path, text: str, mode: int, owner: str, group: str) -> No
             os.fchown(descriptor, pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
             os.fchmod(descriptor, mode)
         os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def replace_link(path: Path, target: str, owner: str) -> None:
+    """Have a link of that name, at once."""
+    temporary, about = f".{path.name}.{secrets.token_hex(8)}.tmp", pwd.getpwnam(owner)
+    with reached(path.parent) as folder:
+        os.symlink(target, temporary, dir_fd=folder)
+        os.chown(temporary, about.pw_uid, about.pw_gid, dir_fd=folder, follow_symlinks=False)
+        try:
+            os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except IsADirectoryError:
+            os.unlink(temporary, dir_fd=folder)
+            raise SetupError(f"{path} is a directory: remove it") from None
 
 
 def make_directory(path: Path, mode: int, owner: str, group: str) -> None:
@@ -371,7 +409,7 @@ class Setup:
     def tree(self) -> None:
         user = self.user
         self.directory(self.root, 0o755, user, user)
-        for name in ("bin", "releases", "envs", "shared"):
+        for name in ("bin", "deployers", "releases", "envs", "shared"):
             self.directory(self.root / name, 0o755, user, user)
         self.directory(self.root / "state", 0o750, user, user)  # what failed steps printed is not for everybody
         for name in ("media", "data"):
@@ -407,13 +445,19 @@ class Setup:
         return text.getvalue().strip() + "\n"
 
     def script(self) -> None:
-        """bin/deploy_machine.py, unless a working one is there: deploys keep it up to date themselves."""
-        path = self.root / "bin" / "deploy_machine.py"
-        # as the user who can write it: root must not run what deploy may have put there
-        runs = exists(path) and user_exists(self.user)
-        if not runs or call(PYTHON, str(path), "--version", user=self.user, check=False).returncode != 0:
-            text = (HERE / "deploy_machine.py").read_text(encoding="utf-8")
-            self.file(path, text, 0o755, self.user, self.user)
+        """bin/deploy_machine.py, unless one that works is there: deploys keep it up to date themselves."""
+        path = self.root / "bin" / carrier.ENTRY
+        present = is_there(path)
+        # all of it as the user who can write there: root must not run or follow what deploy may have put in place
+        if present and user_exists(self.user):
+            if call(PYTHON, str(path), "--version", user=self.user, check=False).returncode == 0:
+                return
+        if self.differs(f"{path}: {'changed' if present else 'created'}"):
+            files = carrier.own_files(HERE)
+            archive, version = carrier.pack(files), carrier.identity(files)
+            words = [str(self.root), str(len(archive)), version]
+            call(PYTHON, "-I", "-c", CARRIER.read_text(encoding="utf-8"), *words, user=self.user, stdin=archive)
+            replace_link(path, f"../{carrier.FOLDER}/{version}/{carrier.ENTRY}", self.user)
 
     def units(self) -> None:
         wanted = units_of(self.config, self.options.role)
@@ -522,7 +566,7 @@ class Setup:
             self.todo.append(f"{host}: could not be asked for its ssh host key; run this again when it answers")
             return
         self.file(path, (read_text(path) or "") + lines, 0o644, self.user, self.user)
-        prints = call("ssh-keygen", "-l", "-f", "-", text=lines).stdout.splitlines()
+        prints = call("ssh-keygen", "-l", "-f", "-", stdin=lines.encode()).stdout.splitlines()
         self.todo.append(f"compare the host key of {host} with what it publishes: " + "; ".join(prints))
 
     def missing_programs(self) -> None:
@@ -610,31 +654,25 @@ def split_place(place: str) -> tuple[str, str]:
     return (place, "") if ":" in port else (host, port)
 
 
-BOOTSTRAP = """\
-import base64, io, lzma, os, subprocess, sys, tarfile, tempfile
-with tempfile.TemporaryDirectory() as folder:
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(base64.b64decode(sys.argv[1])))) as bundle:
-        bundle.extractall(folder)
-    script = os.path.join(folder, "scripts", "setup_machine.py")
-    code = subprocess.call([sys.executable, script, *sys.argv[2:]], cwd=folder)
-sys.exit(code)
-"""
+def bundle(texts: Mapping[str, str]) -> dict[str, bytes]:
+    """What the machine needs of this repository, by path, and further files by name."""
+    files = {f"scripts/{name}": data for name, data in carrier.own_files(HERE).items()}
+    paths = [HERE / "setup_machine.py", HERE / RESTRICTED_PUSH.name, *UNITS.iterdir(), REPOSITORY / "deploy.ini"]
+    files.update({str(path.relative_to(REPOSITORY)): path.read_bytes() for path in paths if path.is_file()})
+    return {**files, **{name: text.encode() for name, text in texts.items()}}
 
 
-def bundle(texts: Mapping[str, str]) -> str:
-    """What the machine needs of this repository, and further files by name, packed into one word."""
-    data = io.BytesIO()
-    scripts = [HERE / name for name in ("setup_machine.py", "deploy_machine.py", "restricted_push.py")]
-    paths = [*scripts, *sorted(UNITS.iterdir()), REPOSITORY / "deploy.ini"]
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        for path in paths:
-            if path.exists():
-                archive.add(path, str(path.relative_to(REPOSITORY)))
-        for name, text in texts.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(text.encode())
-            archive.addfile(info, io.BytesIO(text.encode()))
-    return base64.b64encode(lzma.compress(data.getvalue())).decode()
+def carried(files: Mapping[str, bytes], arguments: Sequence[str]) -> list[str]:
+    """The words that unpack these files there and run setup_machine.py from them. Raises UsageError.
+
+    All of it is in the command line, because stdin is the terminal: sudo may ask for a password.
+    """
+    try:
+        packed = base64.b64encode(carrier.pack(files)).decode()
+    except ValueError as error:
+        raise UsageError(f"{REPOSITORY}: {error}: remove it") from None
+    program = CARRIER.read_text(encoding="utf-8")
+    return ["python3", "-I", "-c", program, "setup", packed, carrier.identity(files), *arguments]
 
 
 def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
@@ -650,9 +688,13 @@ def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
     arguments += ["--seen-as", place, "--needs", ",".join(options.needs)]
     sudo = "sudo" if ask_password else "sudo -n"
     texts = {"authorize.pub": options.authorize, "allowed_signers": options.allowed_signers}
-    packed = bundle({name: text + "\n" for name, text in texts.items() if text})
-    words = shlex.join(["python3", "-c", BOOTSTRAP, packed, *arguments])
-    return f'sudo="{sudo}"; [ "$(id -u)" = 0 ] && sudo=; exec $sudo {words}'
+    words = carried(bundle({name: text + "\n" for name, text in texts.items() if text}), arguments)
+    line = f'sudo="{sudo}"; [ "$(id -u)" = 0 ] && sudo=; exec $sudo {shlex.join(words)}'
+    if len(line.encode()) > COMMAND_LINE:
+        raise UsageError(
+            "deploy.ini, systemd/ and --allowed-signers are too long for one command line: run it on the machine"
+        )
+    return line
 
 
 def run_over_ssh(options: argparse.Namespace) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 
 from lab.host import call
 from lab.world import REPO_URL, World
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from deployer import carrier
 
 
 def test_check_before_and_after_and_repeat(bare: World) -> None:
@@ -35,6 +40,9 @@ def test_check_before_and_after_and_repeat(bare: World) -> None:
 
     for path, mode, owner in (
         ("/srv/app", "755", "deploy"),
+        ("/srv/app/deployers", "755", "deploy"),
+        ("/srv/app/bin/deploy_machine.py", "777", "deploy"),
+        ("/srv/app/bin/../deployers/*/deploy_machine.py", "755", "deploy"),
         ("/srv/app/machine.ini", "644", "root"),
         ("/srv/app/shared/.env", "640", "deploy"),
         ("/srv/app/shared/media", "2775", "app"),
@@ -44,6 +52,9 @@ def test_check_before_and_after_and_repeat(bare: World) -> None:
     ):
         assert frontend.out(f"stat -c '%a %U' {path}") == f"{mode} {owner}", path
     assert frontend.out("cat /home/deploy/.ssh/authorized_keys").startswith("restrict ssh-ed25519 ")
+    version = carrier.identity(carrier.own_files(bare.clone / "scripts"))
+    assert frontend.out("readlink /srv/app/bin/deploy_machine.py") == f"../deployers/{version}/deploy_machine.py"
+    assert frontend.out("find /srv/app/deployers ! -user deploy") == ""
 
 
 def test_each_difference_is_found_and_put_right(world: World) -> None:
@@ -66,6 +77,48 @@ def test_each_difference_is_found_and_put_right(world: World) -> None:
         assert f"+ {says}" in done.stdout, done.stdout + done.stderr
         assert world.set_up("frontend", "--check").returncode == 0, damage
     assert frontend.deploy().outcome in ("unchanged", "deployed")
+
+
+def test_a_script_that_works_stays_and_one_that_does_not_becomes_a_link(world: World) -> None:
+    frontend = world.boot("frontend")
+    place = "/srv/app/bin/deploy_machine.py"
+    link = f"../deployers/{carrier.identity(carrier.own_files(world.clone / 'scripts'))}/deploy_machine.py"
+    frontend.sh(f"rm {place}; echo 'print(1)' > {place}; chown deploy: {place}")
+    assert "no changes" in world.set_up("frontend").stdout, "such as a plain file of version 0.1: deploys replace it"
+    shadow = frontend.out("stat -c '%i %Z' /etc/shadow")
+    for damage in (
+        f"rm {place}",
+        f"ln -sf /etc/shadow {place}; chown -h deploy: {place}",
+        f"ln -sf nowhere {place}",
+        f"rm -rf /srv/app/bin/{link}",
+        "for file in $(find /srv/app/deployers -name '*.py*'); do echo broken > $file; done",
+    ):
+        frontend.sh(damage)
+        assert f"differs: {place}: " in world.set_up("frontend", "--check").stdout, damage
+        done = world.set_up("frontend")
+        assert f"+ {place}: " in done.stdout, f"{damage}: {done.stdout}{done.stderr}"
+        assert frontend.out(f"readlink {place}") == link
+        assert frontend.out(f"{place} --version", user="deploy")
+    assert frontend.out("stat -c '%i %Z' /etc/shadow") == shadow
+    frontend.sh(f"rm {place}; mkdir {place}")
+    refused = world.set_up("frontend")
+    assert (refused.returncode, refused.stderr) == (10, f"setup_machine.py: {place} is a directory: remove it\n")
+
+
+def test_what_runs_as_deploy_has_nothing_of_roots(bare: World) -> None:
+    """A script that deploy left in bin/ and root's terminal: it could type there what root's shell would run."""
+    frontend = bare.boot("frontend")
+    call("cp", "-a", bare.clone, frontend.root / "opt/app")
+    command = f"/opt/app/scripts/setup_machine.py --name frontend --role frontend --repo {REPO_URL}"
+    frontend.sh(command)
+    spy = (
+        "import os\ntry:\n    os.open('/dev/tty', os.O_RDWR)\n    found = 'terminal'\nexcept OSError:\n    found = ''\n"
+    )
+    spy += "open('/tmp/seen', 'w').write(found + os.environ.get('SECRET', '') + str(os.getuid()))\n"
+    frontend.run("tee", "/srv/app/spy.py", input=spy)
+    frontend.sh("rm /srv/app/bin/deploy_machine.py; mv /srv/app/spy.py /srv/app/bin/deploy_machine.py")
+    frontend.sh(f"SECRET=told script -qec '{command}' /dev/null < /dev/null")
+    assert frontend.out("cat /tmp/seen") == frontend.out("id -u deploy")
 
 
 def test_another_role_removes_the_units_of_the_old_one(world: World) -> None:
