@@ -31,8 +31,11 @@ if sys.version_info < (3, 9):
     )
     raise SystemExit(2)
 
+import os
+
 
 def main() -> None:
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # also if Python runs isolated (-I)
     try:
         from deployer import cli
     except ModuleNotFoundError:
@@ -43,7 +46,6 @@ def main() -> None:
 
 def become_whole() -> None:
     """Version 0.1 hands over to this file alone: have the whole of the commit's version kept, and become that."""
-    import os
     import re
     import subprocess
     import types

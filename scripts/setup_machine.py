@@ -40,7 +40,6 @@ import base64
 import configparser
 import contextlib
 import grp
-import importlib.util
 import io
 import os
 import pwd
@@ -55,7 +54,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deployer import carrier
+from deployer import carrier, config, errors, services
 
 EXIT_DIFFERS = 1
 EXIT_USAGE = 2
@@ -102,60 +101,36 @@ class UsageError(SetupError):
     code = EXIT_USAGE
 
 
-def load_deploy_machine() -> Any:
-    """deploy_machine.py as a module: it alone knows how deploy.ini is read."""
-    path = HERE / "deploy_machine.py"
-    if not path.exists():
-        raise UsageError(f"{path} is missing: copy the whole of scripts/ and systemd/")
-    spec = importlib.util.spec_from_file_location("deploy_machine", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["deploy_machine"] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
 # --- what a machine of these roles should have ---------------------------------------------------
 
 
-def read_config(deploy_machine: Any) -> Any:
+def read_config() -> config.Config:
     """The application's deploy.ini, if it lies in the directory above scripts/, over the defaults."""
     path = REPOSITORY / "deploy.ini"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
     try:
-        return deploy_machine.parse_config(text, str(path))
-    except deploy_machine.UsageError as error:
+        return config.parse(path.read_text(encoding="utf-8") if path.exists() else "", str(path))
+    except errors.UsageError as error:
         raise UsageError(str(error)) from None
 
 
-def check_roles(config: Any, roles: Sequence[str]) -> None:
+def check_roles(settings: config.Config, roles: Sequence[str]) -> None:
     for role in roles:
-        if role not in config.roles:
+        if role not in settings.roles:
             raise UsageError(
-                f"--role {role}: unknown; deploy.ini and the defaults have {', '.join(sorted(config.roles))}"
+                f"--role {role}: unknown; deploy.ini and the defaults have {', '.join(sorted(settings.roles))}"
             )
 
 
-def units_of(config: Any, roles: Sequence[str]) -> list[str]:
+def units_of(settings: config.Config, roles: Sequence[str]) -> list[str]:
     """The services of the roles, each with its .socket if systemd/ has one, and the start-up unit."""
-    services = [unit for role in roles for unit in config.roles[role].services]
+    services = [unit for role in roles for unit in settings.roles[role].services]
     sockets = [unit[: -len(".service")] + ".socket" for unit in services if unit.endswith(".service")]
     return list(dict.fromkeys([*services, *(unit for unit in sockets if (UNITS / unit).exists()), STARTUP_UNIT]))
 
 
-def sudo_calls(config: Any, roles: Sequence[str]) -> list[str]:
-    """Exactly the calls that deploy_machine.py makes as root on a machine of these roles."""
-    systemctl = "/usr/bin/systemctl"
-    services = list(dict.fromkeys(unit for role in roles for unit in config.roles[role].services))
-    reloads = list(dict.fromkeys(unit for role in roles for unit in config.roles[role].reload))
-    every = list(dict.fromkeys(unit for role in config.roles.values() for unit in role.services))
-    foreign = [unit for unit in every if unit not in services and unit not in reloads]
-    foreign += [unit[: -len(".service")] + ".socket" for unit in foreign if unit.endswith(".service")]
-    calls = [f"{systemctl} {verb} {unit}" for unit in services for verb in ("start", "stop", "restart", "reset-failed")]
-    calls += [f"{systemctl} {verb} {unit}" for unit in reloads for verb in ("reload", "start", "reset-failed")]
-    calls += ["/usr/sbin/nginx -t -q"] if "nginx.service" in reloads else []
-    calls += [f"{systemctl} disable --now {unit}" for unit in foreign]
-    return calls
+def sudo_calls(settings: config.Config, roles: Sequence[str]) -> list[str]:
+    """Exactly the calls that a deploy makes as root on a machine of these roles."""
+    return [" ".join(words) for words in services.privileged_calls(settings, config.roles_of(roles, settings))]
 
 
 def sudoers_text(user: str, calls: Sequence[str]) -> str:
@@ -170,15 +145,15 @@ def others_and_own(lines: Sequence[str], key: str) -> tuple[list[str], list[str]
     return [line for line in lines if line not in own], own
 
 
-def needed_programs(config: Any, roles: Sequence[str]) -> list[str]:
+def needed_programs(settings: config.Config, roles: Sequence[str]) -> list[str]:
     """Programs that the application's steps call, as far as its lock files are here to tell."""
     needed = ["git", "sudo", "sshd"]
-    for step in config.steps:
+    for step in settings.steps:
         paths = [path for path in step.inputs if not set("*?[|") & set(path)]
         if (not step.roles or set(step.roles) & set(roles)) and paths:
             if all((REPOSITORY / path).exists() for path in paths) and step.run[0] in HOW_TO_GET:
                 needed.append(step.run[0])
-    if any("nginx.service" in config.roles[role].reload for role in roles):
+    if any("nginx.service" in settings.roles[role].reload for role in roles):
         needed.append("nginx")
     return list(dict.fromkeys(needed))
 
@@ -346,9 +321,9 @@ def make_directory(path: Path, mode: int, owner: str, group: str) -> None:
 class Setup:
     """Brings this machine to what the options say; with `check` it only reports."""
 
-    def __init__(self, options: argparse.Namespace, config: Any) -> None:
+    def __init__(self, options: argparse.Namespace, settings: config.Config) -> None:
         self.options = options
-        self.config = config
+        self.settings = settings
         self.root = Path(options.root)
         self.user: str = options.user
         self.changes = 0
@@ -460,7 +435,7 @@ class Setup:
             replace_link(path, f"../{carrier.FOLDER}/{version}/{carrier.ENTRY}", self.user)
 
     def units(self) -> None:
-        wanted = units_of(self.config, self.options.role)
+        wanted = units_of(self.settings, self.options.role)
         changed = False
         for unit in wanted:
             if (UNITS / unit).exists():
@@ -506,7 +481,7 @@ class Setup:
                 call("systemctl", "start", "--", unit)
 
     def sudoers(self) -> None:
-        text = sudoers_text(self.user, sudo_calls(self.config, self.options.role))
+        text = sudoers_text(self.user, sudo_calls(self.settings, self.options.role))
         if read_text(SUDOERS) != text:  # a broken file there could lock everybody out of sudo
             if not shutil.which("visudo"):
                 self.todo.append(f"sudo: {HOW_TO_GET['sudo']}; then run this again")
@@ -807,10 +782,10 @@ def main_inner(arguments: Sequence[str]) -> int:
     options.role = list(dict.fromkeys(options.role))
     if options.restrict_ci_key and not options.authorize:
         raise UsageError("--restrict-ci-key: name the key's public half with --authorize")
-    config = read_config(load_deploy_machine())
-    check_roles(config, options.role)
+    settings = read_config()
+    check_roles(settings, options.role)
     if options.needs is None:
-        options.needs = needed_programs(config, options.role)
+        options.needs = needed_programs(settings, options.role)
     if options.ssh:
         return run_over_ssh(options)
     if os.geteuid() != 0:
@@ -819,7 +794,7 @@ def main_inner(arguments: Sequence[str]) -> int:
         raise UsageError("this machine was not booted with systemd; nothing here could run the services")
     if options.user == APP_USER:
         raise UsageError(f"--user {APP_USER}: the services run as {APP_USER}, who must not own the code")
-    return Setup(options, config).run()
+    return Setup(options, settings).run()
 
 
 def main() -> NoReturn:

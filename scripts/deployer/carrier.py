@@ -16,6 +16,7 @@ if sys.version_info < (3, 9):  # everything above and below this line parses on 
     sys.stderr.write("loader: Python 3.9 or newer is needed there, but python3 is %d.%d\n" % sys.version_info[:2])
     raise SystemExit(1)
 
+import bz2
 import contextlib
 import fcntl
 import hashlib
@@ -24,7 +25,6 @@ import json
 import os
 import signal
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 ENTRY = "deploy_machine.py"
@@ -73,14 +73,14 @@ def identity(files: Mapping[str, bytes]) -> str:
 
 def pack(files: Mapping[str, bytes]) -> bytes:
     """One archive of the files. Raises ValueError if one is not text."""
-    return zlib.compress(canonical(files), 9)
+    return bz2.compress(canonical(files))
 
 
 def unpack(data: bytes, version: str) -> dict[str, bytes]:
     """The files in an archive. Raises ValueError if they are not those of that id, or lead out of their directory."""
     try:
-        text = zlib.decompress(data)
-    except zlib.error as error:
+        text = bz2.decompress(data)
+    except (OSError, ValueError) as error:
         raise ValueError(f"the archive is damaged: {error}") from None
     if digest(text) != version:
         raise ValueError(f"the archive is not the one of {version}")

@@ -6,6 +6,7 @@ The examples are the same in each run. To look further: DEPLOY_MACHINE_FUZZ=2000
 from __future__ import annotations
 
 import argparse
+import configparser
 import contextlib
 import io
 import json
@@ -21,12 +22,11 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import deploy_machine
 import github
 import push_deploy
 import report_deploys
 import setup_machine
-from deployer import errors
+from deployer import config, errors, files, host, memory, steps, views
 
 MANY = int(os.environ.get("DEPLOY_MACHINE_FUZZ", "0"))
 fuzz = settings(
@@ -92,9 +92,7 @@ WORDS = st.sampled_from(
 )
 VALUES = st.one_of(NUMBERS, WORDS, ANY, SPECIAL, st.lists(st.one_of(WORDS, SPECIAL), max_size=4).map(" ".join))
 KEYS = st.one_of(
-    st.sampled_from(
-        sorted(set().union(*deploy_machine.KEYS.values()) | {"name", "roles", "repo", "verify", "boot_timeout"})
-    ),
+    st.sampled_from(sorted(set().union(*config.KEYS.values()) | {"name", "roles", "repo", "verify", "boot_timeout"})),
     ANY,
 )
 SECTIONS = st.one_of(
@@ -169,26 +167,26 @@ def write(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
-# --- deploy_machine.py ------------------------------------------------------------------------------------
+# --- deployer/ ----------------------------------------------------------------------------------------------
 
 
 @fuzz
 @given(st.one_of(ini(""), ini("[deploy]"), ini("[step x]"), ini("[role web]")))
 def test_deploy_ini(text: str) -> None:
     try:
-        config = deploy_machine.parse_config(text, "deploy.ini")
-    except deploy_machine.UsageError as error:
+        parsed = config.parse(text, "deploy.ini")
+    except errors.UsageError as error:
         assert str(error).startswith("deploy.ini: ")
         assert "\n" not in str(error)
         return
-    assert config.keep >= 1
-    assert 0 < config.health_timeout <= 1e6
-    for step in config.steps:
+    assert parsed.keep >= 1
+    assert 0 < parsed.health_timeout <= 1e6
+    for step in parsed.steps:
         assert step.run and 0 < step.timeout <= 1e6
-        assert not any(path.startswith(("/", "-")) or ".." in path.split("/") for path in step.provides + config.shared)
-    for path in [path for step in config.steps for path in step.inputs]:
-        if deploy_machine.is_pattern(path):
-            deploy_machine.pattern_to_regex(path).fullmatch("a/b/c.py")
+        assert not any(path.startswith(("/", "-")) or ".." in path.split("/") for path in step.provides + parsed.shared)
+    for path in [path for step in parsed.steps for path in step.inputs]:
+        if steps.is_pattern(path):
+            steps.pattern_to_regex(path).fullmatch("a/b/c.py")
 
 
 @fuzz
@@ -196,10 +194,9 @@ def test_deploy_ini(text: str) -> None:
 @example("[machine]\nname = a\0b\n")
 def test_machine_ini(folder: Path, text: str) -> None:
     write(folder / "machine.ini", text)
-    options = deploy_machine.make_parser().parse_args(["--root", str(folder)])
     try:
-        machine = deploy_machine.load_machine(options)
-    except deploy_machine.UsageError as error:
+        machine = host.load(folder)
+    except errors.UsageError as error:
         assert "\n" not in str(error)
         return
     assert not machine.verify or "signatures" in text
@@ -211,7 +208,7 @@ def test_machine_ini(folder: Path, text: str) -> None:
 @fuzz
 @given(st.lists(st.one_of(st.tuples(KEYS, VALUES).map("=".join), VALUES, ANY), max_size=8).map("\n".join))
 def test_env_file(text: str) -> None:
-    for name, value in deploy_machine.parse_env_file(text).items():
+    for name, value in files.parse_variables(text).items():
         assert name.isidentifier()
         assert isinstance(value, str)
 
@@ -224,15 +221,13 @@ def test_env_file(text: str) -> None:
 def test_env_file_takes_back_what_was_quoted(junk: str, values: dict[str, str]) -> None:
     quoted = {name: "".join("\\" + char if char in '"\\`$' else char for char in text) for name, text in values.items()}
     text = "# comment\n" + "".join(f'{name}="{value}"\n' for name, value in quoted.items())
-    assert deploy_machine.parse_env_file(text) == values
+    assert files.parse_variables(text) == values
 
 
 def machine_in(folder: Path) -> Any:
     (folder / "state").mkdir(exist_ok=True)
     (folder / "machine.ini").unlink(missing_ok=True)
-    return deploy_machine.load_machine(
-        deploy_machine.make_parser().parse_args(["--root", str(folder), "--role", "web"])
-    )
+    return host.load(folder, ["web"])
 
 
 WHOLE = {"schema": 1, "outcome": "failed", "trigger": "cd", "started": "2026", "message": "", "commit": None}
@@ -244,18 +239,18 @@ WHOLE = {"schema": 1, "outcome": "failed", "trigger": "cd", "started": "2026", "
 def test_state_and_history(folder: Path, state: str, history: list[str], last: str, running: str) -> None:
     """Damaged or forged files below state/: status, history and the next deploy go on."""
     machine = machine_in(folder)
-    for name, text in (("state.json", state), ("last.json", last), ("running.json", running)):
+    damaged = {"state.json": state, "last.json": last, "running.json": running, "switching.json": running}
+    for name, text in damaged.items():
         write(folder / "state" / name, text)
     write(folder / "state" / "history.jsonl", "\n".join(history))
-    loaded = deploy_machine.State(machine)
-    assert all(about["kind"] and about["why"] for about in loaded.bad.values() if all(about.values()))
-    options = argparse.Namespace()
-    with contextlib.redirect_stdout(io.StringIO()):
-        status = deploy_machine.status(machine, options)
-        deploy_machine.print_status(status)
-        deploy_machine.print_history(deploy_machine.history(machine, options))
+    assert all({"kind", "why", "when"} <= set(about) for about in memory.bad_commits(machine).values())
+    memory.read_intent(machine)
+    request = memory.Request(machine, "status", "manual", ())
+    status = views.status(request)
+    views.show_status(status)
+    views.show_history(views.history(request))
     json.dumps(status)
-    deploy_machine.append_history(machine, {"schema": 1})
+    memory.append_history(machine, {"schema": 1})
 
 
 # --- push_deploy.py -----------------------------------------------------------------------------------------
@@ -352,8 +347,8 @@ def test_machine_ini_is_brought_to_the_options(folder: Path, text: str) -> None:
         return
     (root / "machine.ini").write_text(first, encoding="utf-8", errors="surrogateescape")
     assert setup.machine_ini() == first, "a second run changes nothing"
-    with contextlib.suppress(deploy_machine.configparser.Error, deploy_machine.UsageError):
-        parser = deploy_machine.read_ini(first)
+    with contextlib.suppress(configparser.Error, errors.UsageError):
+        parser = config.read_ini(first)
         assert (parser["machine"]["name"], parser["machine"]["repo"]) == ("web", "git@h:a.git")
 
 

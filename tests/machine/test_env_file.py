@@ -1,4 +1,4 @@
-"""Steps see the same variables as services: parse_env_file() against systemd itself, on damaged files too."""
+"""Steps see the same variables as services: files.parse_variables() against systemd itself, on damaged files too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from lab.world import World
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import deploy_machine
+from deployer import files as deployer_files
 
 FILES = 200
 BEGINNINGS = [
@@ -84,7 +84,7 @@ def test_parse_env_file_reads_what_systemd_reads(bare: World) -> None:
     assert len(lines) == len(texts)
     different = []
     for text, line in zip(texts, lines, strict=True):
-        found = deploy_machine.parse_env_file(text)
+        found = deployer_files.parse_variables(text)
         ours = repr(sorted(f"{name}={value}".encode() for name, value in found.items() if name in NAMES))
         if ours != line:
             different.append((text, "systemd:", line, "ours:", ours))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import bz2
 import errno
 import json
 import marshal
@@ -12,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,8 @@ def test_another_content_or_path_is_another_version() -> None:
 
 
 def test_the_id_does_not_depend_on_how_it_is_packed() -> None:
-    text = zlib.decompress(carrier.pack(FILES))
-    assert carrier.unpack(zlib.compress(text, 1), ID) == FILES
+    text = bz2.decompress(carrier.pack(FILES))
+    assert carrier.unpack(bz2.compress(text, 1), ID) == FILES
 
 
 def test_what_is_packed_is_unpacked() -> None:
@@ -93,9 +93,13 @@ def test_what_is_packed_is_unpacked() -> None:
 
 def test_an_archive_that_was_tampered_with_is_refused() -> None:
     archive = carrier.pack(FILES)
+    refused = 0
     for place in range(len(archive)):
-        with pytest.raises(ValueError, match="archive"):
-            carrier.unpack(archive[:place] + bytes([archive[place] ^ 1]) + archive[place + 1 :], ID)
+        try:  # some bits of the format say nothing of the content
+            assert carrier.unpack(archive[:place] + bytes([archive[place] ^ 1]) + archive[place + 1 :], ID) == FILES
+        except ValueError:
+            refused += 1
+    assert refused > 0.9 * len(archive)
     for damaged in (b"", archive[:-1], archive[:20]):
         with pytest.raises(ValueError, match="the archive is damaged"):
             carrier.unpack(damaged, ID)
@@ -424,7 +428,7 @@ FULL = "import errno, os\ndef fails(*_): raise OSError(errno.ENOSPC, 'No space l
     ("options", "says"),
     [
         ({"data": carrier.pack(FILES)[:-1]}, "the connection ended before the script had arrived"),
-        ({"data": b"x" * len(carrier.pack(FILES))}, "the archive is damaged: Error -3"),
+        ({"data": b"x" * len(carrier.pack(FILES))}, "the archive is damaged: Invalid data"),
         ({"before": FULL}, "ROOT/deployers/" + ID + ": No space left on device"),
     ],
 )
