@@ -393,8 +393,8 @@ class Push:
         if not known_hosts.strip():
             raise PushError("no host keys: add the secret DEPLOY_KNOWN_HOSTS to the repository's settings")
         key = os.environ.get("DEPLOY_SSH_KEY", "")
-        with tempfile.TemporaryDirectory(prefix="push-deploy-") as name, Agent(directory := Path(name), key) as env:
-            self.ssh = Ssh(target, directory, known_hosts, env, self.options)
+        with tempfile.TemporaryDirectory(prefix="push-deploy-") as folder, Agent(Path(folder), key) as env:
+            self.ssh = Ssh(target, Path(folder), known_hosts, env, self.options)
             return self.attempt(self.ssh, f"{prefix}_HOST")
 
     def attempt(self, ssh: Ssh, host_secret: str) -> dict[str, Any]:
