@@ -128,4 +128,4 @@ def prune(machine: host.Machine) -> None:
     with carrier.locked(str(machine.deployers)):
         for path in machine.deployers.glob("[!.]*"):
             if path.name not in used and path.stat().st_mtime < time.time() - KEEP_SECONDS:
-                files.remove(path)
+                carrier.remove(str(path))

@@ -99,7 +99,7 @@ def test_an_archive_that_was_tampered_with_is_refused() -> None:
             assert carrier.unpack(archive[:place] + bytes([archive[place] ^ 1]) + archive[place + 1 :], ID) == FILES
         except ValueError:
             refused += 1
-    assert refused > 0.9 * len(archive)
+    assert refused > 0.8 * len(archive)
     for damaged in (b"", archive[:-1], archive[:20]):
         with pytest.raises(ValueError, match="the archive is damaged"):
             carrier.unpack(damaged, ID)
