@@ -1,6 +1,6 @@
 """Whatever the parsers are given, they end: with a value, or with the one error that they define.
 
-The examples are the same in each run. To look further: DEPLOY_MACHINE_FUZZ=20000 ./dev test tests/unit/test_fuzz.py
+The examples are the same in each run. To look further: DEPLOY_MACHINE_FUZZ=20000 ./dev test tests/fuzz
 """
 
 from __future__ import annotations

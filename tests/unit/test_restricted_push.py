@@ -54,7 +54,10 @@ def sent_by_push(*words: str) -> list[tuple[str, int]]:
         (["--full"], ["--full"]),
     ],
 )
-def test_what_push_deploy_asks_is_granted(options: list[str], passed: list[str]) -> None:
+def test_what_push_deploy_asks_is_granted(
+    options: list[str], passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_deploy.time, "sleep", lambda seconds: None)
     (deploy, size), (status, _) = sent_by_push("--role", "web", "--role", "worker", *options)
     arguments, bytes_to_drop = granted(deploy, ROOT, ["worker", "web"])
     assert arguments == ["deploy", "--trigger", "cd", "--json", *passed, "--role", "web", "--role", "worker"]

@@ -1,16 +1,10 @@
-"""The runner's side by value: what ssh's words mean, and what the report makes of results."""
+"""The runner's side by value: what ssh's words mean, what a push asks, and what people see of it."""
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -91,148 +85,10 @@ def test_malformed_users(user: str) -> None:
         read_target("web", "h", user)
 
 
-def result(outcome: str, **more: Any) -> dict[str, Any]:
-    return {
-        "schema": 1, "machine": "m", "roles": ["r"], "trigger": "cd", "outcome": outcome, "commit": "b" * 40,
-        "wanted": "b" * 40, "previous": "a" * 40, "release": "x", "started": "2026-01-02T03:04:05Z", "seconds": 4.2,
-        "steps": [{"name": "python", "result": "ran", "seconds": 1.2, "why": "poetry.lock changed"}],
-        "services": [], "healthy": True, "message": "some words", **more,
-    }  # fmt: skip
-
-
-def encode(value: Any) -> Any:
-    return json.dumps(value).encode().hex() if isinstance(value, dict) else value
-
-
-def report(tmp_path: Path, results: Any, *expect: str, **env: str) -> tuple[int, str, str]:
-    """Exit code, log and summary page."""
-    if not isinstance(results, str):
-        results = json.dumps({name: encode(value) for name, value in results.items()})
-    page = tmp_path / "page.md"
-    page.unlink(missing_ok=True)
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "report_deploys.py"), "--expect", *expect],
-        env={"PATH": os.environ["PATH"], "DEPLOY_RESULTS": results, "GITHUB_STEP_SUMMARY": str(page), **env},
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.stderr == ""
-    return done.returncode, done.stdout, page.read_text()
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "code"),
-    [
-        (["deployed", "deployed"], 0),
-        (["deployed", "offline"], 0),
-        (["offline", "offline"], 0),
-        (["unchanged", "superseded"], 0),
-        (["offline", "failed"], 1),
-        (["failed", "offline"], 1),
-        (["deployed", "rolled_back"], 1),
-        (["deployed", "broken"], 1),
-        (["deployed", "unreachable"], 1),
-        (["deployed", "busy"], 1),
-    ],
-)
-def test_the_verdict(tmp_path: Path, outcomes: list[str], code: int) -> None:
-    results = {name: result(outcome) for name, outcome in zip(("one", "two"), outcomes, strict=True)}
-    found, log, page = report(tmp_path, results, "one", "two")
-    assert found == code
-    bad = [outcome for outcome in outcomes if errors.exit_code(outcome) not in (0, errors.EXIT_OFFLINE)]
-    assert log.count("::error ") == len(bad)
-    assert log.count("::warning ") == outcomes.count("offline")
-    assert page.count("\n| ") == 3
-
-
-@pytest.mark.parametrize("value", [None, "", "zz", "00", b"[]".hex(), b'{"schema": 1, "outcome": "fine"}'.hex(), 5])
-def test_a_missing_or_malformed_result_is_a_failure(tmp_path: Path, value: Any) -> None:
-    code, log, page = report(tmp_path, {"one": result("deployed"), "two": value}, "one", "two")
-    assert code == 1
-    assert "❌ left no result" in page
-    assert log.count("::error ") == 1
-
-
-@pytest.mark.parametrize("text", ["", "not json", "[]", "null"])
-def test_no_results_at_all(tmp_path: Path, text: str) -> None:
-    assert report(tmp_path, text, "one")[0] == 1
-
-
-def test_what_a_machine_says_cannot_break_the_page_or_the_log(tmp_path: Path) -> None:
-    hostile = "x | y\n::error::gotcha\n<script>`a`</script> @team ```\n"
-    steps = [{"name": hostile, "result": "failed", "seconds": "x", "why": hostile}]
-    code, log, page = report(tmp_path, {"one": result("failed", message=hostile, steps=steps)}, "one")
-    assert code == 1
-    assert "\n::error::gotcha" not in log
-    assert "<script>" not in page
-    assert "@team" not in page
-    row = next(line for line in page.splitlines() if line.startswith("| one"))
-    assert len(row.replace("\\|", "").split("|")) == 7
-
-
-def test_annotations_stay_within_githubs_limits(tmp_path: Path) -> None:
-    names = [f"m{number}" for number in range(14)]
-    results = {name: result("failed", message="x" * 2500, detail="y" * 1500) for name in names}
-    _, log, _ = report(tmp_path, results, *names)
-    errors = [line for line in log.splitlines() if line.startswith("::error ")]
-    assert len(errors) == 10
-    assert all(len(line) <= 4096 for line in errors)
-    assert "m13" in errors[-1]
-
-
-def test_the_webhook_is_told_and_its_failure_is_only_a_warning(tmp_path: Path) -> None:
-    bodies = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(500 if len(bodies) > 1 else 200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/secret"
-    results = {"one": result("deployed"), "two": result("offline")}
-    code, log, _ = report(tmp_path, results, "one", "two", DEPLOY_WEBHOOK_URL=url)
-    assert (code, "webhook" in log) == (0, False)
-    assert bodies[0]["text"].startswith("updated: one; offline: two\n")
-    assert [entry["outcome"] for entry in bodies[0]["results"]] == ["deployed", "offline"]
-    code, log, _ = report(tmp_path, results, "one", "two", DEPLOY_WEBHOOK_URL=url)
-    server.shutdown()
-    code2, log2, _ = report(tmp_path, results, "one", "two", DEPLOY_WEBHOOK_URL=url)
-    for found, text in ((code, log), (code2, log2)):
-        assert found == 0
-        assert "::warning title=webhook::the webhook could not be told" in text
-        assert "/secret" not in text
-
-
-@pytest.mark.parametrize(
-    ("script", "arguments"),
-    [
-        ("push_deploy.py", ["--machine", "-x"]),
-        ("push_deploy.py", ["--machine", "web", "--role", "r", "--commit=--x"]),
-        ("push_deploy.py", ["--machine", "web", "--role", "r", "--connect-timeout", "soon"]),
-        ("push_deploy.py", ["--machine", "web", "--role", "r", "--ssh-option", "nonsense"]),
-        ("push_deploy.py", ["--machine", "web"]),
-        ("report_deploys.py", []),
-        ("report_deploys.py", ["--expect", "a b"]),
-    ],
-)
-def test_usage_errors_are_one_line(script: str, arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / script), *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"{script}: ")
-    assert done.stderr.count("\n") == 1
-
-
 def test_a_result_that_was_not_this_push_is_not_taken_for_it() -> None:
-    earlier = {**result("deployed"), "started": "2026-01-01T00:00:00Z"}
-    boot = {**result("failed"), "trigger": "boot", "started": "2026-01-03T00:00:00Z"}
-    own = {**result("deployed"), "started": "2026-01-03T00:00:01Z"}
+    earlier = {**RESULT, "trigger": "cd", "started": "2026-01-01T00:00:00Z"}
+    boot = {**RESULT, "trigger": "boot", "started": "2026-01-03T00:00:00Z"}
+    own = {**RESULT, "trigger": "cd", "started": "2026-01-03T00:00:01Z"}
     assert push_deploy.find_own([earlier, boot, own], "2026-01-02T00:00:00Z") == own
     assert push_deploy.find_own([earlier, boot], "2026-01-02T00:00:00Z") is None
 

@@ -101,7 +101,7 @@ def test_an_archive_that_was_tampered_with_is_refused() -> None:
             refused += 1
     assert refused > 0.8 * len(archive)
     for damaged in (b"", archive[:-1], archive[:20]):
-        with pytest.raises(ValueError, match="the archive is damaged"):
+        with pytest.raises(ValueError, match=r"the archive is (damaged|not the one)"):
             carrier.unpack(damaged, ID)
     with pytest.raises(ValueError, match="not the one of"):
         carrier.unpack(carrier.pack({**FILES, "deployer/room.py": b"VALUE = 6\n"}), ID)
