@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,7 +64,8 @@ def watched_processes() -> Iterator[list[str]]:
         ["sh", "-c", "while :; do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '; echo; sleep 0.05; done"],
         stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    time.sleep(0.1)
+    assert watcher.stdout
+    seen.append(watcher.stdout.readline())  # so it has begun
     try:
         yield seen
     finally:

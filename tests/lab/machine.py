@@ -8,13 +8,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lab.host import call
 from lab.network import Network
+from waiting import wait_for
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
@@ -32,11 +32,7 @@ class Attached:
         os.kill(self.pid, number)
 
     def wait(self, seconds: float | None = None) -> int:
-        end = time.monotonic() + (seconds or 60)
-        while self.poll() is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired(str(self.pid), seconds or 60)
-            time.sleep(0.05)
+        wait_for(lambda: self.poll() is not None, f"process {self.pid} ends", seconds or 60)
         return 0
 
 
@@ -145,10 +141,8 @@ class Machine:
 
     @staticmethod
     def wait_until(condition: Any, otherwise: str, seconds: float = 30, pause: float = 0.05) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, f"{otherwise} within {seconds:g} s"
-            time.sleep(pause)
+        """waiting.wait_for(), with what is said if it does not come about."""
+        wait_for(condition, otherwise, seconds, pause)
 
     def wait_for_unit(self, unit: str, seconds: float = 30, state: str = "active") -> None:
         self.wait_until(lambda: self.show(unit, "ActiveState") == state,

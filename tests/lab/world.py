@@ -30,6 +30,7 @@ from lab.host import REPOSITORY, cache, call, locked
 from lab.image import EXAMPLE, Image, say
 from lab.machine import Machine
 from lab.network import Network
+from waiting import wait_for
 
 NUMBERS = {"services": 3, "scheduler": 5, "frontend": 6, "third": 7}
 ROLES = {"scheduler": ["scheduler"], "frontend": ["frontend"]}
@@ -84,9 +85,8 @@ def end_leftover(directory: Path, lab_id: str) -> None:
             pid = int((directory / name).read_text())
             if f"/{lab_id}-{directory.name}" in Path(f"/proc/{pid}/cgroup").read_text():
                 os.kill(pid, signal.SIGKILL)
-                end = time.monotonic() + 10
-                while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
-                    time.sleep(0.02)
+                with contextlib.suppress(AssertionError):  # its mounts are taken away in any case
+                    wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} ends", 10)  # noqa: B023
 
 
 def unmount(directory: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from lab.ci import Ci, outcome_of, watched_processes
 from lab.world import World, allow_and_configure
+from waiting import wait_for
 from workflow import Run, dispatch, push
 
 CHANGE = ("board/views.py", "[:50]", "[:40]")
@@ -196,7 +196,7 @@ def test_the_connection_is_cut_in_mid_deploy(ci: Ci, back: bool) -> None:
     # only the runner is cut off: the machine still reaches the repository and the database
     world.network.unplug("runner")
     if back:
-        time.sleep(5)
+        wait_for(lambda: "the connection was lost" in run.log, "the push notices")
         world.network.plug("runner")
     run.wait(120)
     world.network.plug("runner")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from lab.ci import Ci, outcome_of
 from lab.machine import Machine
 from lab.world import World
+from waiting import wait_for
 from workflow import push
 
 CHANGE = ("board/views.py", "[:50]", "[:40]")
@@ -93,7 +93,7 @@ def test_a_lost_connection_is_found_again(ci: Ci, scheduler: Machine) -> None:
     running = scheduler.root / "srv/app/state/running.json"
     scheduler.wait_until(lambda: running.exists() and "step migrate" in running.read_text(), "no migrate", 40)
     world.network.unplug("runner")
-    time.sleep(5)
+    wait_for(lambda: "the connection was lost" in run.log, "the push notices")
     world.network.plug("runner")
     run.wait(120)
     assert outcome_of(run, "scheduler") == "deployed", run.log

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from small_app import DEPLOY_INI, App
+from waiting import wait_for
 
 
 def test_first_deploy_runs_every_step_that_applies(app: App) -> None:
@@ -254,14 +255,8 @@ def test_a_lock_that_is_held_too_long_is_busy(app: App) -> None:
 
 
 def wait_for_stage(app: App, stage: str) -> None:
-    for _ in range(200):
-        try:
-            if stage in (app.root / "state" / "running.json").read_text():
-                return
-        except FileNotFoundError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f"never reached stage {stage}")
+    running = app.root / "state/running.json"
+    wait_for(lambda: running.exists() and stage in running.read_text(), f"stage {stage}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

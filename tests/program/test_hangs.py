@@ -138,7 +138,7 @@ def test_a_deploy_that_is_killed_leaves_no_step_behind_after_the_next(app: App) 
     process = subprocess.Popen(
         app.command("deploy"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=app.environment()
     )
-    wait_for(lambda: "sleep 44.11" in command_lines())
+    wait_for(lambda: "sleep 44.11" in command_lines(), "the step runs")
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     (app.root.parent / "go").touch()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import textwrap
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from small_app import App
+from waiting import wait_for
 from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push
 from workflow.commands import Masker, parse_command, read_pairs
 
@@ -64,11 +64,7 @@ class Hours:
 
 
 def until(fact: Callable[[], Any], what: str) -> None:
-    """Wait for a fact; `what` it is says the failure of a test in which it does not come about."""
-    end = time.monotonic() + PATIENCE
-    while not fact():
-        assert time.monotonic() < end, f"{what}: not within {PATIENCE} s"
-        time.sleep(0.02)
+    wait_for(fact, what, PATIENCE)
 
 
 def lines(run: Run) -> set[str]:
