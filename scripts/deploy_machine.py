@@ -63,6 +63,9 @@ def become_whole() -> None:
     paths = git("ls-tree", "-r", "-z", "--name-only", commit, "scripts/deploy_machine.py", "scripts/deployer/").decode()
     names = [path.partition("/")[2] for path in paths.split("\0") if path.endswith((".py", ".ini"))]
     files = {name: git("cat-file", "blob", f"{commit}:scripts/{name}") for name in names}
+    running = f"{root}/state/running.json"
+    if os.path.exists(running):  # else what hands over would be taken for an interrupted deploy
+        os.unlink(running)
     carrier = types.ModuleType("carrier")
     exec(files["deployer/carrier.py"], carrier.__dict__)
     path = carrier.keep(root, carrier.identity(files), files)

@@ -58,8 +58,6 @@ def under_lock(request: memory.Request, story: Story, quiet: bool = False) -> Re
 
     try:
         with memory.hold_lock(request, while_waiting) as progress.lock:
-            clean_up(progress)
-            progress.begin()
             outcome = outcome_of(progress, story)
             if quiet and outcome.name == "unreachable":
                 result = result_of(progress, outcome)
@@ -75,15 +73,17 @@ def under_lock(request: memory.Request, story: Story, quiet: bool = False) -> Re
 
 def clean_up(progress: memory.Progress) -> None:
     """Remove what no complete run owns."""
-    progress.interrupted = memory.end_interrupted(progress.machine)
+    progress.interrupted = memory.end_interrupted(progress.request)
     switching.forget_what_was_not_switched(progress.machine)
     releases.remove_incomplete(progress.machine)
 
 
 def outcome_of(progress: memory.Progress, story: Story) -> memory.Outcome:
-    """Run the story; an expected error becomes an outcome. Raises UsageError, and what stops this process."""
+    """Clean up and run the story; an expected error becomes an outcome. Raises UsageError, and what stops this."""
     machine = progress.machine
     try:
+        clean_up(progress)
+        progress.begin()
         return story(progress)
     except errors.UsageError:
         if not progress.interrupted:  # else it is for the next run to put that right

@@ -136,10 +136,10 @@ def run_mark(about: Mapping[str, Any]) -> str:
     return f"{about.get('pid')} {about.get('started')}"
 
 
-def end_interrupted(machine: host.Machine) -> bool:
+def end_interrupted(request: Request) -> bool:
     """Whether a run was interrupted; then what it left running is ended. Under the lock only."""
-    left = read_running(machine) or {}
-    if not left or left.get("pid") == os.getpid():  # a version before this one handed over to us
+    left = read_running(request.machine) or {}
+    if not left or request.baton:  # then it is of this very run
         return bool(left.get("interrupted"))
     log.warning(
         f"an earlier deploy ({left.get('trigger')}, {left.get('started')}) was interrupted at:"
