@@ -341,7 +341,7 @@ def packed_version() -> tuple[bytes, str]:
 
 def deploy_command(options: argparse.Namespace, size: int, version: str) -> list[str]:
     """The words that take an archive of that size from stdin there and deploy with it."""
-    program = (SCRIPTS / "deployer" / "carrier.py").read_text(encoding="utf-8")
+    program = carrier.program()
     return ["python3", "-c", program, options.root, str(size), version, *deploy_arguments(options)]
 
 

@@ -14,10 +14,10 @@ def main() -> int:
     """Print what systemd finds wrong with the units; 1 if anything."""
     with tempfile.TemporaryDirectory() as directory:
         copies = []
-        for unit in sorted([*UNITS.glob("*.service"), *UNITS.glob("*.socket")]):
+        for unit in sorted([*UNITS.glob("*.service"), *UNITS.glob("*.socket"), *UNITS.glob("*.timer")]):
             # the programs and users are only on the machines; what is checked here are the directives
             text = unit.read_text()
-            for program in ("/srv/app/current/.venv/bin/python", "/srv/app/current/.venv/bin/gunicorn"):
+            for program in ("/srv/app/current/.venv/bin/python", "/srv/app/slots/%i/.venv/bin/gunicorn"):
                 text = text.replace(program, "/bin/true")
             copy = Path(directory, unit.name)
             copy.write_text(text)

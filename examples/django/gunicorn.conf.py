@@ -1,4 +1,4 @@
-"""gunicorn's settings. The socket is systemd's (gunicorn.socket), so that a restart refuses no connection."""
+"""gunicorn's settings. The socket is systemd's (gunicorn@.socket)."""
 
 import os
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
-from deployer import VERSION, build, errors, files, health, host, log, memory, mirror, releases, services, switching
+from deployer import VERSION, build, errors, files, health, host, log, memory, mirror, releases, slots, switching
 
 Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
 Story = Callable[[memory.Progress], memory.Outcome]
@@ -75,6 +75,11 @@ def clean_up(progress: memory.Progress) -> None:
     """Remove what no complete run owns."""
     progress.interrupted = memory.end_interrupted(progress.request)
     switching.forget_what_was_not_switched(progress.machine)
+    try:
+        for service in slots.stop_others(progress.machine):
+            log.warning(f"{service} was started by a deploy that was interrupted: it was stopped")
+    except errors.DeployError as error:  # what comes next will say so, too, if it matters
+        log.warning(str(error))
     releases.remove_incomplete(progress.machine)
 
 
@@ -119,12 +124,13 @@ def what_serves(progress: memory.Progress, error: Exception) -> tuple[list[dict[
     """The services after a failure, and whether they are well. At boot, or if something is owed, they are settled."""
     machine = progress.machine
     with contextlib.suppress(errors.DeployError, OSError):  # what went wrong first is what counts
+        units = slots.units_of(machine, releases.current(machine))
         if isinstance(error, errors.Broken):
-            return services.reports_of(machine, releases.current(machine)), False
+            return health.reports_of(units), False
         if progress.request.is_boot or progress.interrupted or memory.read_intent(machine):
             if outcome := switching.settle(progress):
                 return [dict(entry) for entry in outcome.services], outcome.healthy
-        reports, problem = health.observe(machine, releases.current(machine))
+        reports, problem = health.observe(machine, releases.current(machine), units)
         return reports, not problem
     return [], None
 
@@ -186,17 +192,21 @@ def tell_team(machine: host.Machine, result: Result) -> None:
 
     The services run by now, and whatever becomes of the message, the boot's outcome stands.
     """
-    if result["outcome"] in ("unchanged", "superseded"):
-        return
+    if result["outcome"] not in ("unchanged", "superseded"):
+        post(machine, boot_message(machine, result), [result])
+
+
+def post(machine: host.Machine, text: str, results: list[Result]) -> None:
+    """Tell the webhook, if there is one."""
     import http.client  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
     try:
-        text = (machine.shared / ".env").read_text(encoding="utf-8", errors="replace")
-        url = files.parse_variables(text).get("DEPLOY_WEBHOOK_URL", "")
+        variables = files.parse_variables((machine.shared / ".env").read_text(encoding="utf-8", errors="replace"))
+        url = variables.get("DEPLOY_WEBHOOK_URL", "")
         if not url:
             return
-        body = json.dumps({"text": boot_message(machine, result), "results": [result]}).encode()
+        body = json.dumps({"text": text, "results": results}).encode()
         headers = {"Content-Type": "application/json", "User-Agent": f"deploy-machine/{VERSION}"}
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10):
             log.info("the webhook was told")
@@ -208,7 +218,8 @@ def tell_team(machine: host.Machine, result: Result) -> None:
 def boot_message(machine: host.Machine, result: Result) -> str:
     """`frontend caught up: 3f2a1b8c to 9c8d7e6f, 12 commits behind, 8 s`, or what went wrong."""
     if result["outcome"] != "deployed":
-        return f"{machine.name}: {result['outcome']} at boot: {result['message']}"
+        when = "at boot" if result["trigger"] == "boot" else "in its probation"
+        return f"{machine.name}: {result['outcome']} {when}: {result['message']}"
     behind = mirror.Mirror(machine.mirror, machine.repo, "").count(result["previous"], result["commit"])
     commits = f", {behind} commit{'s' if behind != 1 else ''} behind" if result["previous"] else ""
     span = f"{memory.short(result['previous'])} to {memory.short(result['commit'])}"

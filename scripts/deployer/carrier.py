@@ -2,10 +2,10 @@
 
 This module stands alone: its text is also the program that takes the others on the far side of an ssh connection.
 
-    python3 -c TEXT ROOT SIZE ID ARGUMENTS...
+    python3 -c PROGRAM ROOT SIZE ID ARGUMENTS...
         A push: keep the archive of SIZE bytes on stdin as ROOT/deployers/ID, and become its
         `deploy_machine.py ARGUMENTS... --root ROOT`. Without ARGUMENTS: only keep it.
-    python3 -c TEXT setup PACKED ID ARGUMENTS...
+    python3 -c PROGRAM setup PACKED ID ARGUMENTS...
         Unpack the word PACKED (stdin is the terminal, for sudo's password) and run its
         `scripts/setup_machine.py ARGUMENTS...`.
 """
@@ -89,6 +89,15 @@ def unpack(data: bytes, version: str) -> dict[str, bytes]:
         if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
             raise ValueError(f"the archive has the path {name!r}, which is not a plain relative one")
     return {name: content.encode() for name, content in files.items()}
+
+
+def program() -> str:
+    """What `python3 -c` is given on the far side: the text of this module, packed into one line."""
+    import base64  # noqa: PLC0415
+    import zlib  # noqa: PLC0415
+
+    text = base64.b85encode(zlib.compress(read(__file__), 9)).decode()
+    return f"import base64,zlib;exec(zlib.decompress(base64.b85decode({text!r})))"
 
 
 # --- on a machine: deployers/ --------------------

@@ -20,6 +20,7 @@ COMMANDS = {  # -> the room that has a function of this name, and what it is for
     "plan": ("views", "say what deploy would do, step by step, and why"),
     "status": ("views", "what runs since when, services, health, last attempts"),
     "history": ("views", "every attempt, oldest first"),
+    "watch": ("watch", "take a release back that falls ill in its probation; what deploy-watch.timer runs"),
     "rollback": ("deploy", "go back to the good release before this one, or to the one named"),
 }
 

@@ -46,10 +46,14 @@ class Role(NamedTuple):
     """One [role NAME] section: what runs on a machine of that role and how to tell it is well."""
 
     name: str
-    services: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()  # stopped, then started
+    slots: str = ""  # a template: one instance of it is replaced by the other, without a gap
     reload: tuple[str, ...] = ()
-    health: str = ""
+    health: tuple[str, ...] = ()  # /PATH, http://HOST/PATH or http+unix:///SOCKET:/PATH
+    health_headers: tuple[tuple[str, str], ...] = ()
     check: tuple[str, ...] = ()
+    drain_timeout: float = 300.0  # seconds that requests of a release that was left may still take
+    probation: float = 600.0  # seconds in which a release that falls ill is taken back by itself
 
 
 class Config(NamedTuple):
@@ -197,15 +201,43 @@ def parse_role(name: str, section: Mapping[str, str]) -> Role:
             name=name,
             services=tuple(section.get("services", "").split()),
             reload=tuple(section.get("reload", "").split()),
-            health=section.get("health", "").strip(),
+            slots=section.get("slots", "").strip(),
+            health=tuple(section.get("health", "").split()),
+            health_headers=headers(section.get("health_headers", "")),
             check=words(section, "check"),
+            drain_timeout=number(section, "drain_timeout") if "drain_timeout" in section else 300.0,
+            probation=number(section, "probation", least=0) if "probation" in section else 600.0,
         )
-        for unit in role.services + role.reload:
-            if not re.fullmatch(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*\.(service|socket|timer|target)", unit):
-                raise errors.UsageError(f"{unit!r} is not a unit name such as gunicorn.service")
-        if role.health and not re.match(r"http://[^/]+(/|$)|http\+unix://(/[^:]+):/", role.health):
-            raise errors.UsageError(f"health = {role.health}: use http://HOST/PATH or http+unix:///SOCKET:/PATH")
+        check_role(role)
         return role
+
+
+def check_role(role: Role) -> None:
+    for unit in role.services + role.reload:
+        if not re.fullmatch(r"[A-Za-z0-9_@][A-Za-z0-9_.@:-]*\.(service|socket|timer|target)", unit):
+            raise errors.UsageError(f"{unit!r} is not a unit name such as scheduler.service")
+    if role.slots and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*@\.service", role.slots):
+        raise errors.UsageError(f"slots = {role.slots}: use the name of a template such as gunicorn@.service")
+    if role.slots.replace("@.", ".") in role.services:
+        both = f"slots = {role.slots} and services = {' '.join(role.services)}"
+        raise errors.UsageError(f"{both}: remove the latter, or write `slots =` where it is to be restarted")
+    for url in role.health:
+        if not re.match(r"/|http://[^/]+(/|$)|http\+unix://(/[^:]+):/", url):
+            forms = "/PATH, http://HOST/PATH or http+unix:///SOCKET:/PATH"
+            raise errors.UsageError(f"health = {url}: use {forms}")
+
+
+def headers(text: str) -> tuple[tuple[str, str], ...]:
+    """`Host: app.example.com, X-Forwarded-Proto: https`: names and values of HTTP headers."""
+    found = []
+    for line in re.split(r"[,\n]", text):
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not line.strip():
+            continue
+        if not colon or not re.fullmatch(r"[A-Za-z0-9-]+", name) or not re.fullmatch(r"[\x21-\x7e][\x20-\x7e]*", value):
+            raise errors.UsageError(f"health_headers: {line.strip()!r} is not of the form `Name: value`")
+        found.append((name, value))
+    return tuple(found)
 
 
 def in_order(steps: list[Step]) -> tuple[Step, ...]:
@@ -230,6 +262,22 @@ def roles_of(names: Sequence[str], config: Config) -> list[Role]:
     if not names:
         raise errors.UsageError("this machine has no role: name one with --role, or in machine.ini")
     return [config.roles[name] for name in names]
+
+
+SLOTS = ("blue", "green")
+
+
+def instance(template: str, slot: str, kind: str = "service") -> str:
+    """`gunicorn@blue.service`, or its socket, of `gunicorn@.service`."""
+    return template.replace("@.service", f"@{slot}.{kind}")
+
+
+def slots_of(roles: Iterable[Role]) -> Role | None:
+    """The role with slots, if one of them has any. Raises UsageError for two different templates: a release has one."""
+    found = {role.slots: role for role in roles if role.slots}
+    if len(found) > 1:
+        raise errors.UsageError(f"slots = {' and '.join(sorted(found))}: a machine can have one of them")
+    return next(iter(found.values()), None)
 
 
 def units_of(roles: Iterable[Role]) -> tuple[list[str], list[str]]:

@@ -6,7 +6,21 @@ import importlib
 import re
 import time
 
-from deployer import attempt, build, config, errors, handover, host, log, memory, mirror, releases, run, switching
+from deployer import (
+    attempt,
+    build,
+    config,
+    errors,
+    handover,
+    host,
+    log,
+    memory,
+    mirror,
+    releases,
+    run,
+    switching,
+    watch,
+)
 
 
 def deploy(request: memory.Request) -> attempt.Result:
@@ -224,6 +238,7 @@ def tidied(progress: memory.Progress, release: releases.Release, outcome: memory
     progress.stage("tidying up")
     for task in (
         release.mark_good,
+        lambda: watch.begin(machine, release),
         lambda: memory.clear_intent(machine),
         lambda: memory.forget_bad(machine, release.commit),
         lambda: releases.prune(machine, release.settings().keep),

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from deployer import VERSION, build, config, errors, host, log, releases, run, services
 
-Release = releases.Release
-UnitState = services.UnitState
 STAYS_HEALTHY = 0.1  # seconds that a release with a health check must stay healthy: seen twice, that is
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
 PROBE_TIMEOUT = 10.0  # seconds for one question
+STEADY = 10.0  # seconds after which a release that answers nothing but 5xx is not waited for any longer
+
+Release = releases.Release
+UnitState = services.UnitState
+
+
+class Subject(NamedTuple):
+    """What is looked at."""
+
+    machine: host.Machine
+    release: Release
+    settings: config.Config
+    roles: tuple[config.Role, ...]  # whose health is asked, and whose checks are run
+    units: tuple[str, ...] = ()  # that must be active
+    old: Mapping[str, UnitState] = {}  # units as they were before: their processes must be other ones now
+    socket: str = ""  # of the slot that paths are asked through; empty: nginx, at 127.0.0.1
+    is_new: bool = False  # it does not serve yet: no question may go the way of the users
+    times: int = 1  # how often each URL is asked
+
+    def questions(self) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+        """The URLs to ask, with their headers."""
+        found = []
+        way = f"http+unix://{self.socket}:" if self.socket else "http://127.0.0.1"
+        for role in self.roles if self.machine.owns_services else ():
+            for url in role.health:
+                if url.startswith("/"):  # Host as through nginx at 127.0.0.1, unless another one is named
+                    found.append((way + url, (("Host", "127.0.0.1"), *role.health_headers)))
+                elif not self.is_new:
+                    found.append((url, role.health_headers))
+        return found
+
+
+# --- one look
 
 
 class Patient(socket.socket):
@@ -38,7 +70,9 @@ class Patient(socket.socket):
         raise TimeoutError("timed out")
 
 
-def http_status(url: str, timeout: float, watch: Callable[[], object] = bool) -> tuple[int, str]:
+def http_status(
+    url: str, timeout: float, headers: Sequence[tuple[str, str]] = (), watch: Callable[[], object] = bool
+) -> tuple[int, str]:
     """GET a URL (http:// or http+unix://) within `timeout` seconds; its status and the beginning of the body.
 
     Raises OSError, and Unhealthy if an answer begins and does not end. watch: called every half second.
@@ -57,8 +91,8 @@ def http_status(url: str, timeout: float, watch: Callable[[], object] = bool) ->
         connection.sock = connected([(entry[0], entry[4]) for entry in found], deadline, watch)
     with contextlib.closing(connection):
         try:
-            headers = {"User-Agent": f"deploy-machine/{VERSION}", "Connection": "close"}
-            connection.request("GET", path or "/", headers=headers)
+            own = {"User-Agent": f"deploy-machine/{VERSION}", "Connection": "close"}
+            connection.request("GET", path or "/", headers={**own, **dict(headers)})
             response = connection.getresponse()
             return response.status, response.read(500).decode("utf-8", "replace")
         except http.client.HTTPException as error:
@@ -79,54 +113,59 @@ def connected(places: Sequence[tuple[int, Any]], deadline: float, watch: Callabl
     raise problem
 
 
-def probe(
-    machine: host.Machine,
-    roles: Sequence[config.Role],
-    release: Release,
-    deadline: float,
-    watch: Callable[[], object] = bool,
-) -> str:
-    """Ask every health URL and run every check once, until the deadline; return what is wrong, or nothing."""
-    for role in roles:
-        left = max(1.0, deadline - time.monotonic())
-        if role.health and machine.owns_services:
-            if wrong := ask(role.health, min(left, PROBE_TIMEOUT), watch):
-                return wrong
+class Answer(NamedTuple):
+    """What is wrong (nothing, if it is well), and the HTTP status behind it, if there is one."""
+
+    problem: str = ""
+    status: int = 0
+
+
+def probe(subject: Subject, deadline: float, watch: Callable[[], object] = bool) -> Answer:
+    """Ask every health URL and run every check once, until the deadline."""
+    for url, headers in subject.questions():
+        for _ in range(subject.times):
+            answer = ask(url, min(max(1.0, deadline - time.monotonic()), PROBE_TIMEOUT), headers, watch)
+            if answer.problem:
+                return answer
+    for role in subject.roles:
         if role.check:
-            env = build.variables(machine, release, release.commit)
+            env = build.variables(subject.machine, subject.release, subject.release.commit)
+            left = min(max(1.0, deadline - time.monotonic()), 60.0)
             try:
-                run.command(role.check, cwd=release.path, env=env, timeout=min(left, 60.0))
+                run.command(role.check, cwd=subject.release.path, env=env, timeout=left)
             except errors.CommandError as error:
-                return f"check of role {role.name} failed: {error}{errors.last_words(error)}"
-    return ""
+                return Answer(f"check of role {role.name} failed: {error}{errors.last_words(error)}")
+    return Answer()
 
 
-def ask(url: str, timeout: float, watch: Callable[[], object]) -> str:
-    """What is wrong with a health URL, or nothing."""
+def ask(url: str, timeout: float, headers: Sequence[tuple[str, str]], watch: Callable[[], object] = bool) -> Answer:
+    """Whether a URL answers 200."""
     try:
-        status, body = http_status(url, timeout, watch)
+        status, body = http_status(url, timeout, headers, watch)
     except errors.Unhealthy as error:
-        return str(error)
+        return Answer(str(error))
     except OSError as error:
-        return f"{url} does not answer: {str(error) or type(error).__name__}"
+        return Answer(f"{url} does not answer: {str(error) or type(error).__name__}")
     if status == 200:
-        return ""
-    return f"{url} answers {status}" + (f": {' '.join(body.split())[:200]}" if body.strip() else "")
+        return Answer()
+    return Answer(f"{url} answers {status}" + (f": {' '.join(body.split())[:200]}" if body.strip() else ""), status)
+
+
+# --- until it is well
 
 
 class Watch:
     """Looks at the units of a release that is to become healthy, again and again."""
 
-    def __init__(self, units: Sequence[str], reloads: Sequence[str], old: Mapping[str, UnitState]) -> None:
-        self.units, self.reloads, self.old = units, reloads, old
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
         self.first: dict[str, UnitState] = {}
 
     def look(self) -> str:
         """What is wrong with a unit and may pass. Raises Unhealthy for what waiting cannot help."""
         problem = ""
-        for unit, state in services.states_of([*self.units, *self.reloads]).items():
-            old = self.old.get(unit) if unit in self.units else None
-            wrong, final = unit_problem(unit, state, old, self.first.setdefault(unit, state))
+        for unit, state in services.states_of(self.subject.units).items():
+            wrong, final = unit_problem(unit, state, self.subject.old.get(unit), self.first.setdefault(unit, state))
             if final:
                 raise errors.Unhealthy(wrong, services.journal_of(unit))
             problem = problem or wrong
@@ -150,54 +189,68 @@ def unit_problem(unit: str, state: UnitState, old: UnitState | None, first: Unit
     return "", False
 
 
-def wait_until_healthy(
-    machine: host.Machine,
-    settings: config.Config,
-    release: Release,
-    old: Mapping[str, UnitState] | None = None,
-) -> None:
-    """Wait until the release is healthy and stays so. Raises Unhealthy, saying what was seen last.
-
-    old: the units as they were when it was switched to: their processes must be other ones now.
-    """
-    roles = config.roles_of(machine.roles, settings)
-    units, reloads = config.units_of(roles if machine.owns_services else [])
-    stay = STAYS_ACTIVE if any(role.services and not (role.health or role.check) for role in roles) else STAYS_HEALTHY
-    stay = stay if units else 0.0
-    deadline = time.monotonic() + settings.health_timeout
-    watch = Watch(units, reloads, old or {})
-    healthy_since, told = 0.0, False
+def wait_until_healthy(subject: Subject) -> None:
+    """Wait until it is healthy and stays so. Raises Unhealthy, saying what was seen last."""
+    asks_nothing = not subject.questions() and not any(role.check for role in subject.roles)
+    stay = 0.0 if not subject.units else STAYS_ACTIVE if asks_nothing else STAYS_HEALTHY
+    limit = subject.settings.health_timeout
+    deadline = time.monotonic() + limit
+    watch = Watch(subject)
+    healthy_since, erring_since, told = 0.0, 0.0, False
     while True:
-        problem = watch.look() or probe(machine, roles, release, deadline, watch.look)
-        if problem:
-            healthy_since = 0.0
-            log.progress(f"waiting for the services: {problem}")
-        else:
-            healthy_since = healthy_since or time.monotonic()
-            if time.monotonic() - healthy_since >= stay:
-                return
-        if time.monotonic() >= deadline:
-            detail = "\n".join(map(services.journal_of, units))
-            raise errors.Unhealthy(f"not healthy within {settings.health_timeout:g} s: {problem}", detail)
-        if problem and not told:
-            log.info(f"waiting up to {settings.health_timeout:g} s: {problem}")
-            told = True
+        answer = Answer(watch.look())
+        answer = answer if answer.problem else probe(subject, deadline, watch.look)
+        moment = time.monotonic()
+        erring_since = (erring_since or moment) if answer.status >= 500 else 0.0
+        healthy_since = 0.0 if answer.problem else healthy_since or moment
+        if healthy_since and moment - healthy_since >= stay:
+            return
+        if moment >= deadline or (erring_since and moment - erring_since >= STEADY):
+            detail = "\n".join(map(services.journal_of, subject.units))
+            waited = f"not healthy within {min(limit, moment - deadline + limit):.3g} s"
+            raise errors.Unhealthy(f"{waited}: {answer.problem}", detail)
+        if answer.problem:
+            log.progress(f"waiting for the services: {answer.problem}")
+            if not told:
+                log.info(f"waiting up to {limit:g} s: {answer.problem}")
+                told = True
         time.sleep(0.1)
 
 
-def observe(machine: host.Machine, release: Release | None) -> tuple[list[dict[str, str]], str]:
-    """The present state of a release's services, and what is wrong, if anything is."""
+# --- what serves
+
+
+def serving(
+    machine: host.Machine, release: Release, units: Sequence[str], old: Mapping[str, UnitState] | None = None
+) -> Subject:
+    """A release that serves. units: that must be active; old: as they were at the switch, those to be restarted."""
+    settings = release.settings()
+    roles = tuple(config.roles_of(machine.roles, settings))
+    return Subject(machine, release, settings, roles, tuple(units), old or {}, socket_of(release))
+
+
+def socket_of(release: Release) -> str:
+    """The socket that nginx reaches a release through; empty if it has none."""
+    try:
+        return os.readlink(release.path / ".socket")
+    except OSError:
+        return ""
+
+
+def observe(machine: host.Machine, release: Release | None, units: Sequence[str]) -> tuple[list[dict[str, str]], str]:
+    """The present state of a release's units, and what is wrong, if anything is."""
     if not release:
         return [], "nothing is deployed"
-    reports = services.reports_of(machine, release)
+    reports = reports_of(units)
     down = [f"{report['unit']} is {report['state']}" for report in reports if report["state"] != "active"]
-    roles = config.roles_of(machine.roles, release.settings())
-    return reports, down[0] if down else probe(machine, roles, release, time.monotonic() + PROBE_TIMEOUT)
+    if down:
+        return reports, down[0]
+    return reports, probe(serving(machine, release, units), time.monotonic() + PROBE_TIMEOUT).problem
 
 
-def observe_safely(machine: host.Machine, release: Release | None) -> tuple[list[dict[str, str]], str]:
-    """The same; that it could not be seen is a problem, too."""
-    try:
-        return observe(machine, release)
-    except (errors.DeployError, OSError) as error:
-        return [], str(error)
+def reports_of(units: Sequence[str]) -> list[dict[str, str]]:
+    """The present state of units, and how often each ended by itself since it was started; nothing is done to them."""
+    return [
+        {"unit": unit, "state": state["ActiveState"], "action": "none", "restarts": state["NRestarts"] or "0"}
+        for unit, state in services.states_of(units).items()
+    ]

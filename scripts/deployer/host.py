@@ -57,6 +57,10 @@ class Machine(NamedTuple):
         return self.root / "shared"
 
     @property
+    def slots(self) -> Path:
+        return self.root / "slots"
+
+    @property
     def deployers(self) -> Path:
         return self.root / "deployers"
 

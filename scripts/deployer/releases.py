@@ -191,6 +191,7 @@ def prune(machine: host.Machine, keep: int) -> None:
     serving = current(machine)
     good = [release for release in all_of(machine) if release.is_good and release != serving]
     wanted = {*good[-(keep - 1) :]} if keep > 1 else set()
+    wanted |= {Release(Path(os.path.realpath(link))) for link in machine.slots.glob("*")}  # may still answer requests
     for release in all_of(machine):
         if release != serving and release not in wanted:
             discard(release.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from deployer import config, errors, host, log, releases, run
@@ -31,15 +32,36 @@ def privileged_calls(settings: config.Config, roles: Sequence[config.Role]) -> l
     units, reloads = config.units_of(roles)
     verbs: dict[str, tuple[str, ...]] = dict.fromkeys(units, ("start", "stop", "restart", "reset-failed"))
     verbs |= dict.fromkeys(reloads, ("reload", "start", "reset-failed"))
+    role = config.slots_of(roles)
+    for slot in config.SLOTS if role else ():
+        assert role
+        verbs[config.instance(role.slots, slot)] = (
+            "start",
+            "stop --no-block",
+            "kill --signal=KILL",
+            "reset-failed",
+        )
+        verbs[config.instance(role.slots, slot, "socket")] = ("start", "stop")
+    if role:  # what was there before slots were
+        verbs |= dict.fromkeys(before_slots(role), ("stop --no-block", "disable"))
     verbs |= dict.fromkeys(foreign_units(settings, roles), ("disable --now",))
     calls = [privileged(verb, unit) for unit in verbs for verb in verbs[unit]]
     return calls + [NGINX_TEST] * ("nginx.service" in reloads)
 
 
+def before_slots(role: config.Role) -> tuple[str, str]:
+    """The socket and the service that stand where slots do not yet: `gunicorn.socket` for `gunicorn@.service`."""
+    return role.slots.replace("@.service", ".socket"), role.slots.replace("@.service", ".service")
+
+
 def foreign_units(settings: config.Config, roles: Sequence[config.Role]) -> list[str]:
     """Units that only roles of other machines have, and the sockets that would start them."""
     units, reloads = config.units_of(roles)
-    foreign = [unit for unit in config.units_of(settings.roles.values())[0] if unit not in units + reloads]
+    others = [*config.units_of(settings.roles.values())[0]]
+    own = config.slots_of(roles)
+    templates = {role.slots for role in settings.roles.values() if role.slots and not (own and own.slots == role.slots)}
+    others += [config.instance(template, slot) for template in sorted(templates) for slot in config.SLOTS]
+    foreign = [unit for unit in others if unit not in units + reloads]
     return foreign + [unit[:-8] + ".socket" for unit in foreign if unit.endswith(".service")]
 
 
@@ -54,7 +76,7 @@ def states_of(units: Sequence[str]) -> dict[str, UnitState]:
     """
     if not units:
         return {}
-    names = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,InvocationID,Result"
+    names = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,InvocationID,Result,MainPID,Listen"
     done = run.command([SYSTEMCTL, "show", "--no-pager", f"--property={names}", "--", *units])
     blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.strip().split("\n\n")]
     return dict(zip(units, blocks))
@@ -87,8 +109,12 @@ def bring(
             raise errors.Unhealthy(f"{unit} is not installed ({states[unit]['LoadState']}): run setup_machine.py")
     foreign = foreign_units(settings, roles)
     actions = {unit: stop_foreign(unit, states[unit], timeout) for unit in foreign}
-    wanted = old is not None
-    reloading = run.Background(lambda: {unit: reload_unit(unit, states[unit], wanted, timeout) for unit in reloads})
+    # with slots the rename has switched all that nginx reads; a reload would only close what clients keep open
+    needless = {"nginx.service"} if config.slots_of(roles) else set()
+    wanted = set(reloads) - needless if old is not None else set()
+    reloading = run.Background(
+        lambda: {unit: reload_unit(unit, states[unit], unit in wanted, timeout) for unit in reloads}
+    )
     try:
         actions.update({unit: bring_unit(unit, states[unit], (old or {}).get(unit), timeout) for unit in units})
     finally:
@@ -130,8 +156,6 @@ def reload_unit(unit: str, state: UnitState, wanted: bool, timeout: float) -> st
     running = state["ActiveState"] in ("active", "reloading")
     if running and not wanted:
         return "none"
-    if unit == "nginx.service":
-        systemctl("test", unit, timeout)  # a reload with a broken file goes unnoticed
     if running:
         systemctl("reload", unit, timeout)
         return "reloaded"
@@ -145,12 +169,14 @@ def start(verb: str, unit: str, state: UnitState, timeout: float) -> str:
     return verb + "ed"
 
 
-def reports_of(machine: host.Machine, release: Release | None) -> list[dict[str, str]]:
-    """The present state of a release's services; nothing is done with them."""
-    roles = config.roles_of(machine.roles, release.settings()) if release and machine.owns_services else []
-    units, reloads = config.units_of(roles)
-    states = states_of(units + reloads)
-    return [{"unit": unit, "state": state["ActiveState"], "action": "none"} for unit, state in states.items()]
+def test_reloads(settings: config.Config, roles: Sequence[config.Role]) -> None:
+    """Before anything is touched: nginx would take its files. Raises CommandError with nginx's own line."""
+    if "nginx.service" in config.units_of(roles)[1]:
+        try:
+            systemctl("test", "nginx.service", settings.service_timeout)
+        except errors.CommandError as error:
+            told = re.findall(r"\[emerg\](?: \d+#\d+:)? (.+)", error.detail)
+            raise errors.CommandError(f"nginx -t: {(told or [str(error)])[0]}", error.detail) from None
 
 
 def journal_of(unit: str) -> str:

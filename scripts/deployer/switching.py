@@ -5,22 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployer import config, errors, health, host, log, memory, releases, run, services
+from deployer import config, errors, health, host, log, memory, releases, run, services, slots
 
 Release = releases.Release
+Reports = tuple[dict[str, str], ...]
 
 
 def switch_and_confirm(progress: memory.Progress, release: Release, good: Release | None, by: str) -> memory.Outcome:
-    """Switch to the release, bring the services and confirm; else go back to the good one. Raises Broken."""
+    """Prove the release where that is possible, switch to it, bring the services and confirm; else go back."""
+    machine = progress.machine
     try:
+        services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
+        slots.prove(progress, release)
         progress.stage("switching")
         switch(progress, release, memory.Intent(release.name, good.name if good else "", by))
-    except (errors.DeployError, OSError):  # a full disk
-        if releases.current(progress.machine) != release:
-            memory.clear_intent(progress.machine)
+    except errors.Unhealthy as error:
+        return refuse(progress, release, error)
+    except (errors.DeployError, OSError):  # nginx's files, or a full disk
+        if releases.current(machine) != release:
+            memory.clear_intent(machine)
+            slots.stop_others(machine)
             if not release.is_good:
                 releases.discard(release.path)
         raise
@@ -30,6 +37,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     except (errors.Unhealthy, errors.CommandError) as error:
         log.error(f"{release.short} is not healthy: {error}")
         return go_back(progress, release, good, error)
+    slots.leave_others(machine, release)
     commits = f" from {progress.previous[:8]}" if progress.previous else ""
     return memory.Outcome("deployed", f"{release.short} deployed{commits}", services=reports, healthy=True)
 
@@ -44,7 +52,7 @@ def switch(progress: memory.Progress, release: Release, intent: memory.Intent) -
     releases.make_current(machine, release)
 
 
-def activate(progress: memory.Progress, release: Release) -> tuple[dict[str, str], ...]:
+def activate(progress: memory.Progress, release: Release) -> Reports:
     """Bring the services of this machine's roles to the current release; what was done with them, once it is healthy.
 
     Raises Unhealthy or CommandError.
@@ -57,11 +65,30 @@ def activate(progress: memory.Progress, release: Release) -> tuple[dict[str, str
     log.ready()
     # at a boot systemd starts them by itself from here on: then they run this release already
     states = services.own_states(machine, settings) if progress.request.is_boot else old
-    reports = services.bring(machine, settings, states, old)
+    reports = [*slots.bring(progress, release), *services.bring(machine, settings, states, old)]
     progress.stage("confirming", waits_for_services=True)
-    health.wait_until_healthy(machine, settings, release, old)
+    restarted = config.units_of(config.roles_of(machine.roles, settings))[0]
+    units = slots.units_of(machine, release)
+    old = {unit: state for unit, state in old.items() if unit in restarted}
+    health.wait_until_healthy(health.serving(machine, release, units, old))
+    if wrong := slots.through_nginx(machine, release):
+        raise errors.Unhealthy(wrong)
     # else it would not have returned
     return tuple({**one, "state": "inactive" if one["action"] == "stopped" else "active"} for one in reports)
+
+
+def refuse(progress: memory.Progress, release: Release, error: errors.DeployError) -> memory.Outcome:
+    """The release did not prove well: nothing was switched, and nobody noticed."""
+    machine = progress.machine
+    run.end_leftovers(run.OWN["DEPLOY_RUN"])  # what a check did not end
+    log.error(f"{release.short} is not healthy: {error}")
+    memory.remember_bad(machine, release.commit, "unhealthy", str(error))
+    if not release.is_good:
+        releases.discard(release.path)
+    serves = releases.current(machine)
+    message = f"{release.short} was not healthy: {error}; {serves.short if serves else 'nothing'} serves on"
+    reports = tuple(health.reports_of(slots.units_of(machine, serves)))
+    return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True)
 
 
 def go_back(
@@ -77,6 +104,7 @@ def go_back(
     log.warning(f"going back to {good.name}")
     memory.forget_last(machine)  # on a full disk: room for the link; it is written anew
     try:
+        slots.prove(progress, good)
         return_to(progress, good, str(error))
         reports = activate(progress, good)
     except (errors.DeployError, OSError) as second:
@@ -84,6 +112,7 @@ def go_back(
         raise errors.Broken(message, getattr(second, "detail", "") or error.detail) from None
     memory.remember_bad(machine, release.commit, "unhealthy", str(error))
     memory.clear_intent(machine)
+    slots.stop_others(machine)
     releases.discard(release.path)
     message = f"{bad} was not healthy: {error}; {good.short} serves again"
     return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True)
@@ -139,21 +168,35 @@ def settle(progress: memory.Progress) -> memory.Outcome | None:
     return memory.Outcome("unchanged", f"{current.short} already runs, nothing to do", services=reports, healthy=True)
 
 
-def keep_serving(progress: memory.Progress, current: Release) -> tuple[dict[str, str], ...]:
+def keep_serving(progress: memory.Progress, current: Release) -> Reports:
     """Start what does not run; if it answers no more, restart it once. Raises Unhealthy or CommandError."""
     machine, settings = progress.machine, current.settings()
     states = services.own_states(machine, settings)
-    reports = services.bring(machine, settings, states, None)
+    reports = [*slots.bring(progress, current), *services.bring(machine, settings, states, None)]
+    subject = health.serving(machine, current, slots.units_of(machine, current))
     if any(report["action"] != "none" for report in reports) or progress.request.is_boot:
-        health.wait_until_healthy(machine, settings, current)
-        return tuple(reports)
-    roles = config.roles_of(machine.roles, settings)
-    if health.probe(machine, roles, current, time.monotonic() + health.PROBE_TIMEOUT):
+        health.wait_until_healthy(subject)
+    elif health.probe(subject, time.monotonic() + health.PROBE_TIMEOUT).problem:
         # it was good and answers no more: one restart, as a person would try first
         log.warning(f"{current.short} runs but is not healthy: restarting its services")
-        reports = services.bring(machine, settings, states, states)
-        health.wait_until_healthy(machine, settings, current, states)
+        reports = restart(progress, current, states)
+    if wrong := slots.through_nginx(machine, current):
+        raise errors.Unhealthy(wrong)
     return tuple(reports)
+
+
+def restart(
+    progress: memory.Progress, current: Release, states: Mapping[str, services.UnitState]
+) -> list[dict[str, str]]:
+    """Start the services of the current release anew; what was done. Raises Unhealthy or CommandError."""
+    machine, settings = progress.machine, current.settings()
+    if slots.role_of(machine, current):
+        slots.renew(progress, current)
+    reports = services.bring(machine, settings, states, states)
+    restarted = config.units_of(config.roles_of(machine.roles, settings))[0]
+    old = {unit: state for unit, state in states.items() if unit in restarted}
+    health.wait_until_healthy(health.serving(machine, current, slots.units_of(machine, current), old))
+    return reports
 
 
 # --- assets

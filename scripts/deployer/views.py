@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from deployer import attempt, build, config, deploy, files, health, host, memory, mirror, releases
+from deployer import attempt, build, config, deploy, errors, files, health, host, memory, mirror, releases, slots
 
 
 def plan(request: memory.Request) -> attempt.Result:
@@ -18,7 +19,7 @@ def plan(request: memory.Request) -> attempt.Result:
         wanted, _ = deploy.find_target(progress, source)
         mirror.verify_signature(machine, source, wanted)
         commit = source.load(wanted, source.tree(wanted))
-        units, reloads = config.units_of(config.roles_of(machine.roles, commit.settings))
+        roles = config.roles_of(machine.roles, commit.settings)
         current = releases.current(machine)
         decisions = build.decide(machine, commit, releases.kept_trees(machine), request.full)
         ahead = source.count(current.commit if current else None, commit.id)
@@ -27,6 +28,7 @@ def plan(request: memory.Request) -> attempt.Result:
         {"name": d.step.name, "action": "run" if d.needed else "skip", "why": d.why, "run": shlex.join(d.step.run)}
         for d in decisions
     ]
+    (units, reloads), slotted = config.units_of(roles), config.slots_of(roles)
     same = bool(current and current.commit == commit.id and not request.full)
     return {
         "schema": files.SCHEMA,
@@ -38,6 +40,7 @@ def plan(request: memory.Request) -> attempt.Result:
         "nothing_to_do": same,
         "bad": bad["why"] if bad else None,
         "steps": [] if same else steps,
+        "replace": [slotted.slots] if slotted else [],
         "restart": units,
         "reload": reloads,
     }
@@ -54,8 +57,8 @@ def show_plan(result: attempt.Result) -> str:
         lines.append(f"  {step['action']:4}  {step['name']}: {step['why']}")
         if step["action"] == "run":
             lines.append(f"          {step['run']}")
-    restart, reload = (", ".join(result[what]) or "nothing" for what in ("restart", "reload"))
-    return "\n".join([*lines, f"  restart {restart}; reload {reload}", ""])
+    what = [f"{verb} {', '.join(result[verb])}" for verb in ("replace", "restart", "reload") if result[verb]]
+    return "\n".join([*lines, f"  {'; '.join(what) or 'no service is touched'}", ""])
 
 
 def status(request: memory.Request) -> attempt.Result:
@@ -64,7 +67,7 @@ def status(request: memory.Request) -> attempt.Result:
     host.must_own(machine)  # it runs the check command, and what failed steps printed is not for everybody
     current = releases.current(machine)
     running, is_held = memory.read_running(machine), memory.lock_is_held(machine)
-    reports, problem = health.observe_safely(machine, current)
+    reports, problem = observe(machine, current)
     since = time.strftime(files.TIME, time.gmtime(os.lstat(machine.current).st_mtime)) if current else None
     return {
         "schema": files.SCHEMA,
@@ -84,6 +87,14 @@ def status(request: memory.Request) -> attempt.Result:
         "attempts": memory.read_history(machine)[-5:],
         "releases": [{"release": r.name, "commit": r.commit, "good": r.is_good} for r in releases.all_of(machine)],
     }
+
+
+def observe(machine: host.Machine, current: releases.Release | None) -> tuple[list[dict[str, str]], str]:
+    """The services and what is wrong; that they could not be seen is a problem, too."""
+    try:
+        return health.observe(machine, current, slots.units_of(machine, current))
+    except (errors.DeployError, OSError) as error:
+        return [], str(error)
 
 
 def show_status(result: attempt.Result) -> str:
@@ -107,9 +118,15 @@ def serving_lines(result: attempt.Result) -> list[str]:
     return [
         f"{name} runs {memory.short(result['commit'])} {since}, deployed by {result['trigger']}",
         f"  release   {result['release']}",
-        *(f"  service   {service['unit']}: {service['state']}" for service in result["services"]),
+        *(f"  service   {service['unit']}: {service['state']}{times(service)}" for service in result["services"]),
         f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}",
     ]
+
+
+def times(service: Mapping[str, str]) -> str:
+    """How often a service ended by itself since it was started."""
+    number = service.get("restarts", "0")
+    return f" (ended by itself {number} times)" if number != "0" else ""
 
 
 def warnings_of(result: attempt.Result) -> list[Any]:

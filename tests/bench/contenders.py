@@ -138,7 +138,8 @@ class Ours(Contender):
         return float(told["seconds"])
 
     def wipe(self) -> None:
-        self.machine.sh("systemctl stop gunicorn.service; cd /srv/app && rm -rf releases envs current repo.git state")
+        self.machine.sh("systemctl stop 'gunicorn@*.socket' 'gunicorn@*.service'")
+        self.machine.sh("cd /srv/app && rm -rf releases envs current repo.git state slots/*")
 
 
 class Naive(Contender):

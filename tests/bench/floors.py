@@ -41,7 +41,7 @@ def floors(machines: Machines, ours: Ours, naive: Naive) -> dict[str, Callable[[
 
     def restart() -> float:
         command = ("sudo", "-n", "/usr/bin/systemctl", "restart", "gunicorn.service")
-        return machines.on(app, *command, healthy=True)
+        return machines.on(tree, *command, healthy=True)
 
     return {
         "ssh host true": ssh,

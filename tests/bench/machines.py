@@ -1,8 +1,8 @@
 """The machines of a bench: one frontend for each contender, all alike, on one services machine; new commits.
 
-All frontends begin as the `deployed` snapshot's: nginx, gunicorn behind gunicorn.socket, the example's first
-commit. A contender that is not ours finds the units as they are, with /srv/app/current pointing to its own tree
-(/srv/site), a database of its own, and may use sudo.
+All frontends begin as the `deployed` snapshot's: nginx, gunicorn, the example's first commit. A contender that is not
+ours finds what it can restart: gunicorn.service behind gunicorn.socket (units/), with /srv/app/current pointing to its
+own tree (/srv/site), a database of its own, and may use sudo.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from lab.machine import Machine
 from lab.world import DOT_ENV, REPO_URL, World
 
 RECIPES = Path(__file__).with_name("recipes")
+UNITS = Path(__file__).with_name("units")
 PROBE = Path(__file__).with_name("probe.py")
 MANY = 20
 LIGHT_MACHINES = 4
 PEER = """\
-    rm -rf /srv/app/releases /srv/app/envs /srv/app/repo.git /srv/app/state /srv/app/bin /srv/app/current
+    rm -rf /srv/app/releases /srv/app/envs /srv/app/repo.git /srv/app/state /srv/app/bin /srv/app/current /srv/app/slots
     install -d -o deploy -g deploy /srv/site
     ln -sfn {tree} /srv/app/current
     echo 'deploy ALL=(root) NOPASSWD: ALL' >/etc/sudoers.d/bench
@@ -71,7 +72,8 @@ class Machines:
     def create_peer(self, name: str, tree: str = "/srv/site") -> Machine:
         """One for another tool: without what is deploy-machine's own, with a database of its own; booted."""
         machine = self.create(name)
-        self.no_deploy_at_boot(machine)
+        self.without_what_is_ours(machine)
+        self.with_a_service_to_restart(machine)
         self.services.sh(f"createdb -O board -T board bench_{name}", user="postgres")
         machine.boot(wait="ssh.service")
         machine.sh(PEER.format(tree=tree))
@@ -81,8 +83,23 @@ class Machines:
         return machine
 
     @staticmethod
-    def no_deploy_at_boot(machine: Machine) -> None:
-        (machine.root / "etc/systemd/system/multi-user.target.wants/deploy-on-startup.service").unlink()
+    def without_what_is_ours(machine: Machine) -> None:
+        """Nothing of deploy-machine's starts at its boots."""
+        for link in (machine.root / "etc/systemd/system").glob("*.wants/*"):
+            if link.name.startswith(("deploy-", "gunicorn@")):
+                link.unlink()
+
+    @staticmethod
+    def with_a_service_to_restart(machine: Machine) -> None:
+        """gunicorn.service behind gunicorn.socket, and nginx in front of them, on a machine that is off."""
+        units = machine.root / "etc/systemd/system"
+        for unit, target in (("gunicorn.service", "multi-user"), ("gunicorn.socket", "sockets")):
+            wants = f"{target}.target.wants"
+            shutil.copy(UNITS / unit, units)
+            (units / wants).mkdir(exist_ok=True)
+            (units / wants / unit).symlink_to(f"../{unit}")
+        site = machine.root / "etc/nginx/sites-enabled/board.conf"
+        site.write_text(site.read_text().replace("unix:/srv/app/current/.socket", "unix:/run/gunicorn.sock"))
 
     def create_many(self) -> list[tuple[Machine, str]]:
         """MANY roots that a push can go to, on LIGHT_MACHINES machines: the role of each has no services.
@@ -92,11 +109,8 @@ class Machines:
         self.create_repository("light", files=100, commits=100)
         machines = [self.create(f"light{number}") for number in range(LIGHT_MACHINES)]
         for machine in machines:
-            self.no_deploy_at_boot(machine)
-            wants = machine.root / "etc/systemd/system"
-            for unit in ("multi-user.target.wants/gunicorn.service", "sockets.target.wants/gunicorn.socket",
-                         "multi-user.target.wants/nginx.service"):  # fmt: skip
-                (wants / unit).unlink(missing_ok=True)
+            self.without_what_is_ours(machine)
+            (machine.root / "etc/systemd/system/multi-user.target.wants/nginx.service").unlink(missing_ok=True)
             machine.boot(wait="ssh.service")
             machine.run("tee", "/etc/ssh/sshd_config.d/bench.conf", input="MaxStartups 200\n")
             machine.run("systemctl", "reload", "ssh.service")

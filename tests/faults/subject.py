@@ -50,6 +50,7 @@ class Subject:
         self.world = world
         self.reader = Reader()
         self.frontend: Machine = world.boot("frontend")
+        self.frontend.run("systemctl", "disable", "--now", "deploy-watch.timer")  # nothing comes between
         self.app = self.frontend.root / "srv/app"
         self.saved = self.frontend.directory / "base"
         self.base = self.make_base("dependency" in changes)
@@ -100,6 +101,8 @@ class Subject:
 
     def restore(self, change: str) -> None:
         """Bring the base back, with `change` as the newest commit of the branch."""
+        if self.frontend.is_on:
+            self.frontend.sh("systemctl stop 'gunicorn@*.socket' 'gunicorn@*.service'")
         for name in ("releases", "envs"):
             for path in (self.app / name).iterdir():
                 if not (self.saved / name / path.name).exists():
@@ -107,7 +110,7 @@ class Subject:
             for path in (self.saved / name).iterdir():
                 if not (self.app / name / path.name).exists():
                     call("cp", "-a", path, self.app / name)
-        for name in ("state", "bin", "repo.git", "current"):
+        for name in ("state", "bin", "repo.git", "slots", "current"):
             path = self.app / name
             path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
             call("cp", "-a", self.saved / name, path)
@@ -115,9 +118,7 @@ class Subject:
         call("git", f"--git-dir={self.world.origin}", "-c", "safe.directory=*",
              "update-ref", "refs/heads/main", self.commits[change])  # fmt: skip
         if self.frontend.is_on:
-            self.frontend.sh(
-                f"systemctl reset-failed {STARTUP} 2>/dev/null; systemctl restart --no-block gunicorn.service"
-            )
+            self.frontend.sh(f"systemctl reset-failed {STARTUP} 2>/dev/null; systemctl start {self.frontend.serving()}")
         found = differences(self.base_tree, self.tree())
         assert not found, f"a deploy changed what it may not change: {found}"
 

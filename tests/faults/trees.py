@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 Tree = dict[str, str]  # path -> kind, mode, owner, content
+PASSING = re.compile(r"\.pyc$|^\.starting-")
+NOT_COMPARED = {"lock", "last.json", "history.jsonl", "left.json", "watch.json"}  # below state/
+SLOT = re.compile(r"gunicorn-(blue|green)\.sock")
 TIMED_NAME = re.compile(rb"(releases/)\d{8}T\d{6}Z(-[0-9a-f]{12})|(envs/[\w.-]+?-[0-9a-f]{12})-\d{8}T\d{6}Z")
 # pip's list of what it installed has the hashes of scripts that hold their own environment's path
 SCRIPT_HASH = re.compile(rb"^(\.\./\.\./\.\./bin/[^,]+),.*$", re.MULTILINE)
@@ -23,18 +26,18 @@ class Reader:
         self.hashes: dict[tuple[object, ...], str] = {}
 
     def tree(self, app: Path) -> Tree:
-        """Everything below a root but its mirror, its history, bytecode, and times."""
+        """Everything below a root but its mirror, its history, bytecode, times, and which of two slots is which."""
         found = {}
         for path in walk(app):
             name = timeless(os.path.relpath(path, app).encode()).decode()
             found[name] = self.entry(path, name)
-        return found
+        return {**found, "the slot that serves": slot_that_serves(app)}
 
     def entry(self, path: str, name: str) -> str:
         about = os.lstat(path)
         owner = f"{stat.S_IMODE(about.st_mode):o} {about.st_uid}:{about.st_gid}"
         if stat.S_ISLNK(about.st_mode):
-            return "-> " + timeless(os.readlink(path).encode()).decode()
+            return "-> " + SLOT.sub("gunicorn-X.sock", timeless(os.readlink(path).encode()).decode())
         if stat.S_ISDIR(about.st_mode):
             return f"directory {owner}"
         key = (path, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
@@ -46,13 +49,22 @@ class Reader:
 def walk(app: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(app):
         if Path(folder) == app:
-            folders[:] = [name for name in folders if name not in ("repo.git", "lost+found")]
+            folders[:] = [name for name in folders if name not in ("repo.git", "lost+found", "slots")]
             yield from (os.path.join(folder, name) for name in folders)
         else:
             folders[:] = [name for name in folders if name != "__pycache__"]
             yield from (os.path.join(folder, name) for name in folders)
-        names = {"lock", "last.json", "history.jsonl"} if Path(folder) == app / "state" else set()
-        yield from (os.path.join(folder, name) for name in files if name not in names and not name.endswith(".pyc"))
+        names = NOT_COMPARED if Path(folder) == app / "state" else set()
+        yield from (os.path.join(folder, name) for name in files if name not in names and not PASSING.search(name))
+
+
+def slot_that_serves(app: Path) -> str:
+    """What the slot leads to whose socket the current release leads to: the same release."""
+    try:
+        slot = SLOT.search(os.readlink(app / "current/.socket"))
+        return "-> " + timeless(os.readlink(app / "slots" / (slot[1] if slot else "")).encode()).decode()
+    except OSError as error:
+        return f"none: {error.strerror}"
 
 
 def timeless(data: bytes) -> bytes:

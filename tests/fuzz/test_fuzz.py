@@ -339,7 +339,7 @@ def test_machine_ini_is_brought_to_the_options(folder: Path, text: str) -> None:
     root.mkdir(exist_ok=True)
     write(root / "machine.ini", text)
     words = ["--name", "web", "--role", "frontend", "--repo", "git@h:a.git", "--root", str(root)]
-    setup = setup_machine.Setup(setup_machine.make_parser().parse_args(words), None)
+    setup = setup_machine.Setup(setup_machine.make_parser().parse_args(words), config.parse("", "x"))
     try:
         first = setup.machine_ini()
     except setup_machine.UsageError as error:

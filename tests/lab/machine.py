@@ -192,6 +192,12 @@ class Machine:
             return {"status": int(status), **json.loads(body)}
         return {"status": int(status or 0), "body": body}
 
+    def serving(self) -> str:
+        """The web service's instance that users' requests reach (or will, after a boot): gunicorn@blue.service, say."""
+        link = "srv/app/current/.socket"
+        socket = self.out(f"readlink /{link}") if self.is_on else os.readlink(self.root / link)
+        return socket.replace("/run/gunicorn-", "gunicorn@").replace(".sock", ".service")
+
     def pids(self, *units: str) -> dict[str, str]:
         return {unit: self.show(unit, "MainPID") for unit in units}
 

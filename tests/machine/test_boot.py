@@ -77,7 +77,7 @@ def test_the_first_answer_after_a_boot_is_of_the_newest_commit(world: World) -> 
     assert "3 commits ahead of what runs" in report
     assert "Installing humanize" in report
     assert "Applying board.0002_pinned... OK" in report
-    assert started(frontend, "gunicorn.service") >= started(frontend, UNIT)
+    assert started(frontend, frontend.serving()) >= started(frontend, UNIT)
 
 
 def test_the_scheduler_catches_up_before_it_starts(world: World) -> None:
@@ -110,7 +110,7 @@ def test_without_a_network_the_old_release_serves_and_it_catches_up_later(world:
     world.network.unplug("services")  # the repository and the database are away
     frontend.boot(wait="nginx.service")
     assert started(frontend, "nginx.service") < 15
-    frontend.wait_for_unit("gunicorn.service")
+    frontend.wait_for_unit(frontend.serving())
     assert (frontend.root / "srv/app/current/REVISION").read_text().strip() == old
     frontend.wait_until(lambda: "trying again" in frontend.show(UNIT, "StatusText"), "no status", 90)  # a minute in all
     assert frontend.show(UNIT, "ActiveState") == "active", "it goes on trying"
@@ -225,7 +225,7 @@ def test_a_push_during_the_boot_waits_and_finds_nothing_to_do(world: World) -> N
 def test_a_push_that_came_first_and_finds_nothing_to_do_can_start_the_services(world: World) -> None:
     """It waits for systemd to start them, systemd for the boot's deploy, and that for the push."""
     frontend = world.boot("frontend")
-    units = ["gunicorn.service", "nginx.service", UNIT]
+    units = [frontend.serving(), "nginx.service", UNIT]
     frontend.run("systemctl", "stop", *units)
     slow = "s/^    deadline = time.monotonic() + machine.fetch_timeout/&; time.sleep(4)/"
     frontend.out("cp -r $(dirname $(readlink -f /srv/app/bin/deploy_machine.py)) /var/tmp/slow")
@@ -251,7 +251,8 @@ def test_progress_is_shown_while_it_boots(world: World) -> None:
         "no progress was shown",
         30,
     )
-    assert frontend.show("gunicorn.service", "ActiveState") == "inactive", "it does not start on the old release"
+    for slot in ("blue", "green"):
+        assert frontend.show(f"gunicorn@{slot}.service", "ActiveState") == "inactive", "no start on the old release"
     assert frontend.wait_for_startup() == "exited"
 
 

@@ -120,7 +120,7 @@ def test_a_boot_with_code_older_than_the_schema_says_so(world: World, both: tupl
     git = world.machine("services").root / "home/git/.ssh/authorized_keys"
     keys = git.read_text()
     git.write_text("")  # the repository is out of reach
-    frontend.boot(wait="gunicorn.service")
+    frontend.boot(wait=frontend.serving())
     try:
         frontend.wait_until(lambda: "ahead of" in frontend.journal("-b", "-t", "deploy-machine"), "no warning")
         assert frontend.health()["status"] == 200

@@ -30,7 +30,7 @@ def test_first_deploy_on_an_empty_machine_and_a_second_that_changes_nothing(bare
     result = first_deploy(bare, "frontend")
     assert [step["name"] for step in result["steps"]] == ["python", "node", "build", "migrate", "collectstatic"]
     assert {service["unit"]: service["action"] for service in result["services"]} == {
-        "gunicorn.service": "started",
+        "gunicorn@blue.service": "started",
         "nginx.service": "started",
     }
     assert frontend.health() == {"status": 200, "commit": result["commit"]}
@@ -40,11 +40,11 @@ def test_first_deploy_on_an_empty_machine_and_a_second_that_changes_nothing(bare
     for asset in assets:
         assert frontend.out(f"curl -s -o /dev/null -w '%{{http_code}}' http://127.0.0.1{asset}") == "200"
 
-    before, pids = written(frontend), frontend.pids("gunicorn.service", "nginx.service")
+    before, pids = written(frontend), frontend.pids(frontend.serving(), "nginx.service")
     again = frontend.deploy()
     assert (again.outcome, again.ran, set(again.actions.values())) == ("unchanged", [], {"none"})
     assert written(frontend) == before
-    assert frontend.pids("gunicorn.service", "nginx.service") == pids
+    assert frontend.pids(frontend.serving(), "nginx.service") == pids
 
 
 def test_a_scheduler_runs_its_jobs_and_answers_its_check(world: World) -> None:
@@ -55,20 +55,19 @@ def test_a_scheduler_runs_its_jobs_and_answers_its_check(world: World) -> None:
     assert done.actions == {"scheduler.service": "restarted"}
     job = "psql -qtAc \"select machine from board_jobrun where commit = '%s' limit 1\" board"
     assert world.machine("services").out(job % commit, user="postgres") == "scheduler"
-    assert scheduler.show("gunicorn.service", "LoadState") == "not-found"
+    assert scheduler.show("gunicorn@blue.service", "LoadState") == "not-found"
 
 
 def test_a_changed_file_runs_only_what_depends_on_it(world: World) -> None:
     frontend = world.boot("frontend")
-    before, pids = trees(frontend), frontend.pids("gunicorn.service", "nginx.service")
+    before, pids, old = trees(frontend), frontend.pids("nginx.service"), frontend.serving()
     commit = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
     done = frontend.deploy()
     assert done.ran == []
     assert trees(frontend) == before
     assert frontend.health() == {"status": 200, "commit": commit}
-    after = frontend.pids("gunicorn.service", "nginx.service")
-    assert after["gunicorn.service"] != pids["gunicorn.service"]
-    assert after["nginx.service"] == pids["nginx.service"], "reloaded, not restarted"
+    assert {old, frontend.serving()} == {"gunicorn@blue.service", "gunicorn@green.service"}
+    assert frontend.pids("nginx.service") == pids, "nginx goes on"
 
 
 def test_a_new_python_dependency_is_added_to_a_copy(world: World) -> None:
@@ -158,7 +157,7 @@ def test_roles_decide_which_services_run(world: World) -> None:
     done = scheduler.deploy()
     assert done.actions == {
         "scheduler.service": "restarted",
-        "gunicorn.service": "started",
+        "gunicorn@blue.service": "started",
         "nginx.service": "started",
     }
     assert scheduler.health()["status"] == 200
@@ -194,7 +193,7 @@ def test_a_failing_step_leaves_the_old_release_serving(
     world: World, step: str, change: dict[str, str | None], says: str
 ) -> None:
     frontend = world.boot("frontend")
-    old, before, pids = frontend.health(), written(frontend), frontend.pids("gunicorn.service", "nginx.service")
+    old, before, pids = frontend.health(), written(frontend), frontend.pids(frontend.serving(), "nginx.service")
     world.commit(change)
     done = frontend.deploy(expect=10)
     assert done.outcome == "failed"
@@ -205,7 +204,7 @@ def test_a_failing_step_leaves_the_old_release_serving(
     releases = frontend.out("ls /srv/app/releases").split()
     assert releases == [done.result["release"]], "nothing of the failed release is left"
     assert set(before.splitlines()) <= set(written(frontend).splitlines())
-    assert frontend.pids("gunicorn.service", "nginx.service") == pids
+    assert frontend.pids(frontend.serving(), "nginx.service") == pids
 
 
 @pytest.mark.parametrize(
@@ -217,7 +216,7 @@ def test_a_failing_step_leaves_the_old_release_serving(
             "    return JsonResponse({'error': 'on purpose'}, status=500)\n    try:\n",
             "answers 500",
         ),
-        ("mysite/wsgi.py", "import os\n", "import os\nimport does_not_exist\n", "gunicorn.service"),
+        ("mysite/wsgi.py", "import os\n", "import os\nimport does_not_exist\n", "gunicorn@"),
     ],
     ids=["answers 500", "dies"],
 )
@@ -315,7 +314,7 @@ def test_requests_during_a_deploy_are_all_answered(world: World) -> None:
     request = "curl -s -m 20 -o /dev/null -w '%{http_code}\\n' http://127.0.0.1/healthz"
     loop = f"i=0; while [ $i -lt 400 ]; do {request}; i=$((i+1)); sleep 0.01; done"
     load = subprocess.Popen([*frontend.argv(), "sh", "-c", loop], stdout=subprocess.PIPE, text=True)
-    assert frontend.deploy().actions["gunicorn.service"] == "restarted"
+    assert frontend.deploy().outcome == "deployed"
     out, _ = load.communicate(timeout=120)
     assert set(out.split()) == {"200"}
     assert len(out.split()) == 400
@@ -323,7 +322,7 @@ def test_requests_during_a_deploy_are_all_answered(world: World) -> None:
 
 def test_the_services_run_as_app_and_cannot_change_the_code(world: World) -> None:
     frontend = world.boot("frontend")
-    owner = frontend.out("ps -o user= -p $(systemctl show -p MainPID --value gunicorn.service)")
+    owner = frontend.out("ps -o user= -p $(systemctl show -p MainPID --value gunicorn@blue.service)")
     assert owner == "app"
     for path in ("/srv/app/current/manage.py", "/srv/app/bin/deploy_machine.py", "/srv/app/machine.ini"):
         assert frontend.run("test", "-w", path, user="app", check=False).returncode == 1
@@ -334,12 +333,13 @@ def test_the_services_run_as_app_and_cannot_change_the_code(world: World) -> Non
 
 def test_deploy_may_make_exactly_its_calls_as_root(world: World) -> None:
     frontend = world.boot("frontend")
-    allowed = ["systemctl restart gunicorn.service", "systemctl reload nginx.service"]
+    allowed = ["systemctl start gunicorn@blue.service", "systemctl reload nginx.service"]
     refused = [
-        "systemctl status gunicorn.service",
-        "systemctl edit gunicorn.service",
+        "systemctl status gunicorn@blue.service",
+        "systemctl edit gunicorn@blue.service",
         "systemctl restart ssh.service",
-        "systemctl restart gunicorn.service --now",
+        "systemctl start gunicorn@blue.service --now",
+        "systemctl start gunicorn@red.service",
         "systemctl restart scheduler.service",
         "sh",
     ]
@@ -349,3 +349,14 @@ def test_deploy_may_make_exactly_its_calls_as_root(world: World) -> None:
         done = frontend.sh(f"sudo -n {command}", user="deploy", check=False)
         assert done.returncode != 0, command
         assert "a password is required" in done.stderr, done.stderr
+
+
+def test_an_instance_goes_on_when_its_socket_stops(world: World) -> None:
+    """It is drained: nobody new comes, and what is under way ends in its own time."""
+    frontend = world.boot("frontend")
+    unit = frontend.serving()
+    frontend.sh(f"systemctl stop {unit.replace('.service', '.socket')}")
+    assert frontend.show(unit, "ActiveState") == "active"
+    frontend.shut_down()
+    world.boot("frontend")
+    assert frontend.health()["status"] == 200

@@ -20,7 +20,7 @@ def small(world: World) -> Machine:
     machine = world.boot("frontend")
     machine.sh(
         "cp -a /srv/app /srv/copy && mount -t tmpfs -o size=300M,mode=755 tmpfs /srv/app"
-        " && chown deploy:deploy /srv/app && cp -a /srv/copy/. /srv/app && systemctl restart gunicorn"
+        " && chown deploy:deploy /srv/app && cp -a /srv/copy/. /srv/app && systemctl restart gunicorn@blue"
     )
     return machine
 

@@ -49,13 +49,13 @@ def limited(world: World, limits: str, more: str = "") -> dict[str, str]:
 def test_a_service_that_never_becomes_active(world: World) -> None:
     frontend = world.boot("frontend")
     good = frontend.health()
-    drop_in = frontend.root / "etc/systemd/system/gunicorn.service.d/hang.conf"
+    drop_in = frontend.root / "etc/systemd/system/gunicorn@.service.d/hang.conf"
     drop_in.parent.mkdir(exist_ok=True)
-    drop_in.write_text("[Service]\nExecStartPre=/bin/sh -c 'test ! -e /srv/app/current/hang || sleep 1000'\n")
+    drop_in.write_text("[Service]\nExecStartPre=/bin/sh -c 'test ! -e /srv/app/slots/%i/hang || sleep 1000'\n")
     frontend.sh("systemctl daemon-reload")
     world.commit({**limited(world, "service_timeout = 4"), "hang": ""})
     done = deploy_quickly(frontend, 40)
-    assert "systemctl restart gunicorn.service took longer than 4 s and was ended" in done.message
+    assert "systemctl start gunicorn@green.service took longer than 4 s and was ended" in done.message
     assert frontend.health() == good
     assert "sleep 1000" not in frontend.out("ps -eo args")
 

@@ -62,8 +62,9 @@ def test_another_application_on(suite: str, bare: World) -> None:
     units = {
         "systemd/hello.service": HELLO,
         "systemd/deploy-on-startup.service": startup,
-        "systemd/backoff.conf": (REPOSITORY / "systemd/backoff.conf").read_text(),
     }
+    for name in ("backoff.conf", "deploy-watch.service", "deploy-watch.timer"):
+        units[f"systemd/{name}"] = (REPOSITORY / "systemd" / name).read_text()
     first = bare.replace_application({**files, **units})
     machine = bare.machine("third", suite)
     bare.boot("third")
@@ -106,11 +107,12 @@ def test_the_units_are_clean_and_tight_on(suite: str, bare: World) -> None:
     """systemd-analyze finds nothing in them, and an exposure of at most 2.5 (its own scale, 0 to 10)."""
     machine = bare.machine("third", suite)
     bare.boot("third")
-    units = ["scheduler.service", "gunicorn.service", "gunicorn.socket", "deploy-on-startup.service"]
-    python = (
-        "install -D /bin/true /srv/app/current/.venv/bin/python && cp /bin/true /srv/app/current/.venv/bin/gunicorn"
-    )
-    machine.sh(f"{python} && useradd -r app && useradd -r deploy && (id www-data || useradd -r www-data)")
+    names = [path.name for path in (REPOSITORY / "systemd").iterdir()]
+    units = sorted(name for name in names if name.endswith((".service", ".socket", ".timer")))
+    programs = [f"slots/{slot}/.venv/bin/gunicorn" for slot in ("blue", "green", "i", "test-instance", "test_instance")]
+    programs = ["current/.venv/bin/python", "bin/deploy_machine.py", *programs]
+    install = " && ".join(f"install -D /bin/true /srv/app/{program}" for program in programs)
+    machine.sh(f"{install} && useradd -r app && useradd -r deploy && (id www-data || useradd -r www-data)")
     for unit in units:
         (machine.root / "etc/systemd/system" / unit).write_text((REPOSITORY / "systemd" / unit).read_text())
     machine.run("systemctl", "daemon-reload")
@@ -118,6 +120,6 @@ def test_the_units_are_clean_and_tight_on(suite: str, bare: World) -> None:
         "systemd-analyze verify --man=no " + " ".join(f"/etc/systemd/system/{u}" for u in units) + " 2>&1"
     )
     assert found == ""
-    for unit in ("scheduler.service", "gunicorn.service"):
+    for unit in ("scheduler.service", "gunicorn@blue.service"):
         line = machine.out(f"systemd-analyze security --no-pager {unit} | tail -1")
         assert float(line.split(":")[1].split()[0]) <= 2.5, line

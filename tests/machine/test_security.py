@@ -12,7 +12,7 @@ import pytest
 from lab.machine import Machine
 from lab.world import World
 
-UNIT = "gunicorn.service"
+UNIT = "gunicorn@blue.service"
 SUDO = [
     "-s",
     "-i",
@@ -24,22 +24,22 @@ SUDO = [
     "-n systemctl",
     "-n systemctl restart",
     "-n systemctl restart ssh.service",
-    f"-n systemctl restart {UNIT} ssh.service",
+    f"-n systemctl start {UNIT} ssh.service",
     "-n systemctl restart *",
-    f"-n systemctl restart ./{UNIT}",
-    "-n systemctl restart gunicorn.servic?",
-    f"-n systemctl restart {UNIT} --no-pager",
-    f"-n systemctl --now restart {UNIT}",
-    f"-n systemctl restart -- {UNIT}",
-    f"-n systemctl -- restart {UNIT}",
-    "-n systemctl restart gunicorn",
-    f"-n systemctl restart ''  {UNIT}",
+    f"-n systemctl start ./{UNIT}",
+    "-n systemctl start gunicorn@blue.servic?",
+    f"-n systemctl start {UNIT} --no-pager",
+    f"-n systemctl --now start {UNIT}",
+    f"-n systemctl start -- {UNIT}",
+    f"-n systemctl -- start {UNIT}",
+    "-n systemctl start gunicorn@blue",
+    f"-n systemctl start ''  {UNIT}",
     f"-n /tmp/evil/../../usr/bin/systemctl daemon-reload {UNIT}",
-    f"-n systemctl -H root@10.0.0.3 restart {UNIT}",
-    f"-n systemctl --host=root@10.0.0.3 restart {UNIT}",
-    f"-n systemctl -M services restart {UNIT}",
-    f"-n systemctl --root=/tmp restart {UNIT}",
-    f"-n systemctl --force restart {UNIT}",
+    f"-n systemctl -H root@10.0.0.3 start {UNIT}",
+    f"-n systemctl --host=root@10.0.0.3 start {UNIT}",
+    f"-n systemctl -M services start {UNIT}",
+    f"-n systemctl --root=/tmp start {UNIT}",
+    f"-n systemctl --force start {UNIT}",
     f"-n systemctl status {UNIT}",
     f"-n systemctl show {UNIT}",
     f"-n systemctl cat {UNIT}",
@@ -51,6 +51,9 @@ SUDO = [
     f"-n systemctl enable {UNIT}",
     f"-n systemctl disable {UNIT}",
     f"-n systemctl kill {UNIT}",
+    f"-n systemctl restart {UNIT}",
+    "-n systemctl start gunicorn@red.service",
+    "-n systemctl start gunicorn@.service",
     "-n systemctl link /tmp/evil.service",
     "-n systemctl enable /tmp/evil.service",
     "-n systemctl start /tmp/evil.service",
@@ -71,15 +74,15 @@ SUDO = [
     "-n nginx -T",
     "-n nginx -t -q -p /tmp",
     "-n nginx -s stop",
-    f"-n -E systemctl restart {UNIT}",
-    f"-n --preserve-env=PATH systemctl restart {UNIT}",
-    f"-n LD_PRELOAD=/tmp/evil.so systemctl restart {UNIT}",
-    f"-n SYSTEMD_PAGER=/tmp/evil/sh systemctl restart {UNIT}",
-    f"-n -R /tmp systemctl restart {UNIT}",
-    f"-n -D /tmp systemctl restart {UNIT}",
-    f"-n -g root systemctl restart {UNIT}",
-    f"-n -u#-1 systemctl restart {UNIT}",
-    f"-n -u app systemctl restart {UNIT}",
+    f"-n -E systemctl start {UNIT}",
+    f"-n --preserve-env=PATH systemctl start {UNIT}",
+    f"-n LD_PRELOAD=/tmp/evil.so systemctl start {UNIT}",
+    f"-n SYSTEMD_PAGER=/tmp/evil/sh systemctl start {UNIT}",
+    f"-n -R /tmp systemctl start {UNIT}",
+    f"-n -D /tmp systemctl start {UNIT}",
+    f"-n -g root systemctl start {UNIT}",
+    f"-n -u#-1 systemctl start {UNIT}",
+    f"-n -u app systemctl start {UNIT}",
     "-n -e /etc/sudoers.d/deploy-machine",
     "-n sudoedit /etc/nginx/nginx.conf",
     "-n visudo",
@@ -114,11 +117,12 @@ def test_what_sudo_grants_runs_nothing_of_the_callers(world: World) -> None:
     text = frontend.out("cat /etc/sudoers.d/deploy-machine")
     calls = re.findall(r"^deploy ALL=\(root\) NOPASSWD: (.*)$", text, re.MULTILINE)
     assert len(calls) == len([line for line in text.splitlines() if not line.startswith("#")]) > 6
-    for call in calls:
-        assert re.fullmatch(r"/usr/(bin/systemctl [a-z-]+( --now)? [a-z]+\.(service|socket)|sbin/nginx -t -q)", call)
+    for call in (line.replace("\\", "") for line in calls):
+        unit, option = r"[a-z]+(@[a-z]+)?\.(service|socket)", "( --now| --no-block| --signal=KILL)?"
+        assert re.fullmatch(rf"/usr/(bin/systemctl [a-z-]+{option} {unit}|sbin/nginx -t -q)", call)
         done = frontend.run("env", *variables, "/usr/bin/sudo", "-n", *call.split(), user="deploy", check=False)
         assert "password" not in done.stderr, done
-    for unit in (UNIT, "nginx.service", "gunicorn.socket"):
+    for unit in (UNIT, "nginx.service", "gunicorn@blue.socket"):
         frontend.sh(f"systemctl start {unit}")
     assert frontend.out("ls /tmp | grep evil-ran || true") == ""
 
@@ -130,7 +134,7 @@ def test_nothing_that_root_runs_or_reads_can_be_written(world: World) -> None:
     for user in ("deploy", "app"):
         found = frontend.out(f"find {places} '(' -type f -o -type d ')' -writable 2>/dev/null || true", user=user)
         assert found == "", (user, found)
-    for unit in (UNIT, "gunicorn.socket", "deploy-on-startup.service", "nginx.service"):
+    for unit in (UNIT, "gunicorn@blue.socket", "deploy-on-startup.service", "nginx.service"):
         shown = frontend.out(f"systemctl show -p FragmentPath -p DropInPaths --value {unit}").split()
         assert shown
         for path in shown:

@@ -356,7 +356,7 @@ def test_many_pushes_at_once_all_run_it(tmp_path: Path) -> None:
     kept(tmp_path).mkdir(parents=True)
     (kept(tmp_path) / "deploy_machine.py").write_text("damaged\n")
     archive = carrier.pack(FILES)
-    command = [sys.executable, "-c", TEXT, str(tmp_path), str(len(archive)), ID, "x"]
+    command = [sys.executable, "-c", carrier.program(), str(tmp_path), str(len(archive)), ID, "x"]
     pushes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(6)]
     for push in pushes:
         assert push.stdin

@@ -92,7 +92,8 @@ def test_to_version_0_1_and_back(app: App) -> None:
     """It is one file and knows no baton; and it hands over only that one file to what is a package now."""
     (app.root / "machine.ini").write_text("[machine]\nname = one\nroles = web\n")
     (app.root / "bin").mkdir()
-    app.commit({"scripts/deploy_machine.py": version_0_1(), "deploy.ini": NO_SERVICES})
+    ini = NO_SERVICES.replace("slots =", "services =")
+    app.commit({"scripts/deploy_machine.py": version_0_1(), "deploy.ini": ini})
     done = app.deploy()
     assert done.log.count("handing over") == 1
     assert done.log.count("fetching main") == 2, "it begins anew"
@@ -100,7 +101,7 @@ def test_to_version_0_1_and_back(app: App) -> None:
     script = app.root / "bin/deploy_machine.py"
     assert script.read_bytes() == version_0_1()
 
-    new = app.commit(own_version())
+    new = app.commit({**own_version(), "deploy.ini": NO_SERVICES})
     done = by_itself(app)
     assert json.loads(done.stdout)["commit"] == new, done.stderr
     assert done.stderr.count("handing over") == 1
@@ -116,7 +117,7 @@ NO_SERVICES = """\
 [role scheduler]
 services =
 [role frontend]
-services =
+slots =
 reload =
 """
 

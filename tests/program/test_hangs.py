@@ -103,7 +103,7 @@ def test_a_health_check_of_what_runs_whose_answer_drips_in(app: App, command: st
         dripping = threading.Event()
         threading.Thread(target=answer, args=(server, dripping), daemon=True).start()
         health = f"[role web]\nhealth = http://127.0.0.1:{server.getsockname()[1]}/\n"
-        others = "[role scheduler]\nservices =\n[role frontend]\nservices =\nreload =\n"
+        others = "[role scheduler]\nservices =\n[role frontend]\nslots =\nreload =\n"
         text = DEPLOY_INI.replace("[role web]\n", health).replace("services = worker.service\n", others)
         (app.root / "machine.ini").write_text("[machine]\nname = one\nroles = web\n")  # else no URL is asked
         app.commit({"deploy.ini": text.replace("[deploy]", "[deploy]\nhealth_timeout = 2")})

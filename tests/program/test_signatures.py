@@ -12,7 +12,7 @@ from small_app import DEPLOY_INI, App, Outcome, own_version
 
 # machine.ini makes the script look after services: have none
 QUIET_INI = DEPLOY_INI.replace("services = worker.service\n", "") + (
-    "[role scheduler]\nservices =\n[role frontend]\nservices =\nreload =\n"
+    "[role scheduler]\nservices =\n[role frontend]\nslots =\nreload =\n"
 )
 
 

@@ -12,7 +12,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import github  # noqa: E402
 import push_deploy  # noqa: E402
-from deployer import errors  # noqa: E402
+from deployer import carrier, errors  # noqa: E402
 from push_deploy import Evidence, PushError, classify, read_target  # noqa: E402
 
 RESULT = {"schema": 1, "outcome": "deployed"}
@@ -137,7 +137,7 @@ def test_the_words_of_a_push() -> None:
     words = ["--machine", "web", "--role", "a", "--role", "b", "--contains", "abcd", "--full", "--root", "/srv/x"]
     command = push_deploy.deploy_command(push_deploy.make_parser().parse_args(words), 7, "0123456789abcdef")
     assert command[:2] == ["python3", "-c"]
-    assert command[2] == (SCRIPTS / "deployer/carrier.py").read_text()
+    assert command[2] == carrier.program()
     assert command[3:] == (
         "/srv/x 7 0123456789abcdef deploy --trigger cd --json --role a --role b --contains abcd --full".split()
     )
