@@ -8,8 +8,8 @@ What it makes, in this order (each only if it is missing or differs; nothing is 
 
   1. the users `deploy` (owns the code, runs the steps) and `app` (runs the services)
   2. the tree below the root, machine.ini, bin/deploy_machine.py, an empty shared/.env
-  3. the units of this machine's roles and deploy-on-startup.service, enabled, root-owned; units of
-     other roles are stopped and removed
+  3. the units of this machine's roles, deploy-on-startup.service and deploy-watch.timer, enabled, root-owned;
+     units of other roles are stopped and removed. What serves on a machine of version 0.1 goes on serving
   4. a sudoers drop-in with exactly the calls that deploys need, checked with visudo
   5. for an ssh repository a deploy key and the git host's key; CI's key in authorized_keys, with
      --restrict-ci-key for deploys only
@@ -65,10 +65,28 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 UNITS = REPOSITORY / "systemd"
 STARTUP_UNIT = "deploy-on-startup.service"
+WATCH_UNITS = ("deploy-watch.service", "deploy-watch.timer")
+# How version 0.1 ran the web application, where nginx found it, and how that is called once a slot has its name.
+OLD_UNITS = ("gunicorn.socket", "gunicorn.service")
+OLD_ADDRESS = Path("/run/gunicorn.sock")
+OLD_SOCKET = Path("/run/gunicorn-old.sock")
+OLD_ADDRESS_UNIT = "gunicorn-old-address.service"
+OLD_SOCKET_LINES = """\
+# A deploy finds it as it finds the socket of a slot, also after a boot.
+[Socket]
+Symlinks={socket}
+SocketGroup={user}
+SocketMode=0660
+"""
+OLD_SERVICE_LINES = """\
+# A release that version 0.1 deploys in between leads to the socket, too, as one in a slot leads to its slot's.
+[Service]
+ExecStartPre=-+/usr/bin/setpriv --reuid={user} --regid={user} --clear-groups ln -sT {socket} {link}
+"""
 SYSTEM_UNITS = Path("/etc/systemd/system")
+NGINX = Path("/etc/nginx")
 SUDOERS = Path("/etc/sudoers.d/deploy-machine")
 APP_USER = "app"
-CARRIER = HERE / "deployer" / "carrier.py"
 RESTRICTED_PUSH = Path("/usr/local/lib/deploy-machine/restricted_push.py")
 PYTHON = "/usr/bin/python3"  # what the units use
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -114,18 +132,50 @@ def read_config() -> config.Config:
 
 
 def check_roles(settings: config.Config, roles: Sequence[str]) -> None:
+    """Raises UsageError for roles that deploy.ini does not have, or that do not go together."""
     for role in roles:
         if role not in settings.roles:
             raise UsageError(
                 f"--role {role}: unknown; deploy.ini and the defaults have {', '.join(sorted(settings.roles))}"
             )
+    try:
+        slots_of(settings, roles)
+    except errors.UsageError as error:
+        raise UsageError(str(error)) from None
+
+
+def slots_of(settings: config.Config, roles: Sequence[str]) -> str:
+    """The template whose instances take turns, if a role has one."""
+    role = config.slots_of(config.roles_of(roles, settings))
+    return role.slots if role else ""
+
+
+def with_sockets(services: Sequence[str]) -> list[str]:
+    """Services (or templates), each with its .socket if systemd/ has one."""
+    sockets = [unit[: -len(".service")] + ".socket" for unit in services if unit.endswith(".service")]
+    return list(dict.fromkeys([*services, *(unit for unit in sockets if (UNITS / unit).exists())]))
 
 
 def units_of(settings: config.Config, roles: Sequence[str]) -> list[str]:
-    """The services of the roles, each with its .socket if systemd/ has one, and the start-up unit."""
-    services = [unit for role in roles for unit in settings.roles[role].services]
-    sockets = [unit[: -len(".service")] + ".socket" for unit in services if unit.endswith(".service")]
-    return list(dict.fromkeys([*services, *(unit for unit in sockets if (UNITS / unit).exists()), STARTUP_UNIT]))
+    """The unit files of the roles: services and templates with their sockets, and what every machine has."""
+    services = config.units_of(config.roles_of(roles, settings))[0]
+    slots = slots_of(settings, roles)
+    return [*with_sockets(services), *with_sockets([slots] if slots else []), STARTUP_UNIT, *WATCH_UNITS]
+
+
+def enabled_of(unit: str) -> list[str]:
+    """What is enabled of a unit file: itself, both instances of a template, nothing where a timer starts it.
+
+    Both instances, also of the sockets: at a boot each service sees for itself whether it is the one that serves.
+    """
+    if unit == WATCH_UNITS[0]:
+        return []
+    return [unit.replace("@.", f"@{slot}.") for slot in config.SLOTS] if "@." in unit else [unit]
+
+
+def source_of(unit: str) -> Path:
+    """The file below systemd/ that a unit comes from: of an instance its template."""
+    return UNITS / re.sub(r"@.+\.", "@.", unit)
 
 
 def sudo_calls(settings: config.Config, roles: Sequence[str]) -> list[str]:
@@ -161,9 +211,14 @@ def needed_programs(settings: config.Config, roles: Sequence[str]) -> list[str]:
 def render_unit(text: str, root: str, user: str) -> str:
     """A unit file for this machine: other root, other user, the user that nginx has here."""
     text = text.replace("/srv/app", root).replace("User=deploy\n", f"User={user}\n")
+    text = text.replace("SocketGroup=deploy\n", f"SocketGroup={user}\n")
     if not user_exists("www-data") and user_exists("nginx"):
         text = text.replace("SocketUser=www-data", "SocketUser=nginx")
     return text
+
+
+def units_from_here() -> list[str]:
+    return sorted(path.name for kind in ("service", "socket", "timer") for path in UNITS.glob(f"*.{kind}"))
 
 
 def user_exists(name: str) -> bool:
@@ -271,6 +326,12 @@ def is_there(path: Path) -> bool:
     return False
 
 
+def is_link(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), reached(path.parent) as folder:
+        return stat.S_ISLNK(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode)
+    return False
+
+
 def read_text(path: Path) -> str | None:
     """The content of a regular file; None if there is none of that name."""
     try:
@@ -328,6 +389,8 @@ class Setup:
         self.user: str = options.user
         self.changes = 0
         self.todo: list[str] = []
+        self.notes: list[str] = []
+        self.old = self.old_service()
 
     def differs(self, what: str) -> bool:
         """Count and tell one difference; return whether it is to be put right now."""
@@ -384,7 +447,7 @@ class Setup:
     def tree(self) -> None:
         user = self.user
         self.directory(self.root, 0o755, user, user)
-        for name in ("bin", "deployers", "releases", "envs", "shared"):
+        for name in ("bin", "deployers", "releases", "slots", "envs", "shared"):
             self.directory(self.root / name, 0o755, user, user)
         self.directory(self.root / "state", 0o750, user, user)  # what failed steps printed is not for everybody
         for name in ("media", "data"):
@@ -431,57 +494,139 @@ class Setup:
             files = carrier.own_files(HERE)
             archive, version = carrier.pack(files), carrier.identity(files)
             words = [str(self.root), str(len(archive)), version]
-            call(PYTHON, "-I", "-c", CARRIER.read_text(encoding="utf-8"), *words, user=self.user, stdin=archive)
+            call(PYTHON, "-I", "-c", carrier.program(), *words, user=self.user, stdin=archive)
             replace_link(path, f"../{carrier.FOLDER}/{version}/{carrier.ENTRY}", self.user)
 
     def units(self) -> None:
         wanted = units_of(self.settings, self.options.role)
-        changed = False
+        old_address = SYSTEM_UNITS / OLD_ADDRESS_UNIT
+        if self.old in ("serves", "ends") or (old_address.exists() and lines_below_nginx(f"unix:{OLD_ADDRESS}")):
+            wanted.append(OLD_ADDRESS_UNIT)
+        changed = self.prepare_to_move() if self.old == "serves" else False
+        missing: list[str] = []
         for unit in wanted:
             if (UNITS / unit).exists():
                 text = render_unit((UNITS / unit).read_text(encoding="utf-8"), str(self.root), self.user)
                 changed |= self.file(SYSTEM_UNITS / unit, text, 0o644, "root", "root")
                 changed |= self.backoff(unit)
             elif call("systemctl", "cat", "--", unit, check=False).returncode != 0:
+                missing.append(unit)
                 self.todo.append(f"{unit}: systemd/ has no such file and this machine no such unit: write one")
-        self.remove_units(wanted)
+        self.remove_units([name for name in units_from_here() if name not in wanted and name not in OLD_UNITS])
+        self.remove_units(OLD_UNITS if self.old == "is done with" else ())
         if changed and not self.options.check:
             call("systemctl", "daemon-reload")
-        for unit in wanted:
+        for unit in (name for file in wanted if file not in missing for name in enabled_of(file)):
             self.enable(unit)
 
     def backoff(self, unit: str) -> bool:
         """The drop-in that lets restart delays grow, where systemd knows how."""
         version = re.search(r"\d+", call("systemctl", "--version").stdout)
-        if not unit.endswith(".service") or unit == STARTUP_UNIT or not version or int(version[0]) < 254:
+        restarts = "\nRestartSec=" in (UNITS / unit).read_text(encoding="utf-8")
+        if not restarts or not version or int(version[0]) < 254:
             return False
         folder = SYSTEM_UNITS / f"{unit}.d"
         self.directory(folder, 0o755, "root", "root")
         text = (UNITS / "backoff.conf").read_text(encoding="utf-8")
         return self.file(folder / "backoff.conf", text, 0o644, "root", "root")
 
-    def remove_units(self, wanted: Sequence[str]) -> None:
+    def remove_units(self, names: Sequence[str]) -> None:
         """Stop and remove units that came from here but belong to roles this machine does not have."""
-        for path in sorted([*UNITS.glob("*.service"), *UNITS.glob("*.socket")]):
-            installed = SYSTEM_UNITS / path.name
-            if path.name not in wanted and installed.exists():
-                if self.differs(f"{installed}: removed, it belongs to a role that this machine does not have"):
-                    call("systemctl", "disable", "--now", "--", path.name)
-                    installed.unlink()
-                    shutil.rmtree(SYSTEM_UNITS / f"{path.name}.d", ignore_errors=True)
-                    call("systemctl", "daemon-reload")
+        gone = [SYSTEM_UNITS / name for name in names if (SYSTEM_UNITS / name).exists()]
+        for path in gone:
+            self.differs(f"{path}: removed, nothing that this machine is for needs it")
+        if gone and not self.options.check:
+            # all at once: a socket that is stopped later would start its service again
+            call("systemctl", "disable", "--now", "--", *(unit for path in gone for unit in enabled_of(path.name)))
+            for path in gone:
+                path.unlink()
+                shutil.rmtree(path.with_name(f"{path.name}.d"), ignore_errors=True)
+            call("systemctl", "daemon-reload")
 
     def enable(self, unit: str) -> None:
+        """Have it at boots; timers, and sockets that wait for no deploy, now, too."""
         state = call("systemctl", "is-enabled", "--", unit, check=False).stdout.strip()
-        if state in ("disabled", "") or (state == "not-found" and (UNITS / unit).exists()):
+        if state in ("disabled", "") or (state == "not-found" and source_of(unit).exists()):
             if self.differs(f"{unit}: enabled"):
                 call("systemctl", "enable", "--", unit)
-        if unit.endswith(".socket") and call("systemctl", "is-active", "--", unit, check=False).returncode != 0:
+        at_once = unit.endswith((".socket", ".timer")) and "@" not in unit
+        if at_once and call("systemctl", "is-active", "--", unit, check=False).returncode != 0:
             if self.differs(f"{unit}: started"):
                 call("systemctl", "start", "--", unit)
 
+    # -- from version 0.1 to slots
+
+    def old_service(self) -> str:
+        """What becomes of gunicorn.service and gunicorn.socket of version 0.1, if they are here.
+
+        It "serves" until a deploy has moved the site to a slot, then "ends" what it has begun, then "is done with".
+        """
+        text = read_text(SYSTEM_UNITS / OLD_UNITS[1]) or ""
+        roles = config.roles_of(self.options.role, self.settings)
+        ours = f"ExecStart={self.root}/current/" in text and user_exists(self.user)
+        if not ours or OLD_UNITS[1] in config.units_of(roles)[0]:
+            return ""  # none, another application's, or one that deploy.ini still names
+        if not slots_of(self.settings, self.options.role) or not self.is_so("-e", f"{self.root}/current"):
+            return "is done with"
+        if not self.is_so("-L", self.link_to_socket()) or self.leads_to_old_socket():
+            return "serves"
+        states = call("systemctl", "show", "--property=ActiveState", "--value", *OLD_UNITS).stdout.split()
+        return "is done with" if set(states) <= {"inactive", "failed"} else "ends"
+
+    def is_so(self, what: str, path: str) -> bool:
+        """A test(1) as the user whose files those are, who is led nowhere new by a link."""
+        return call("test", what, path, user=self.user, check=False).returncode == 0
+
+    def link_to_socket(self) -> str:
+        """The link in the release that serves, which tells where it is served."""
+        return f"{self.root}/current/.socket"
+
+    def leads_to_old_socket(self) -> bool:
+        return call("readlink", self.link_to_socket(), user=self.user).stdout.strip() == str(OLD_SOCKET)
+
+    def prepare_to_move(self) -> bool:
+        """Let a deploy find the old service's socket as it finds a slot's; return whether a unit changed.
+
+        What serves goes on as it was, deploys of version 0.1 included: they restart gunicorn.service.
+        """
+        if is_there(OLD_ADDRESS) and not is_link(OLD_ADDRESS):
+            with reached(OLD_ADDRESS) as descriptor:
+                owner = pwd.getpwuid(os.fstat(descriptor).st_uid).pw_name
+            self.ownership(OLD_ADDRESS, 0o660, owner, self.user)
+            if not is_there(OLD_SOCKET) and self.differs(f"{OLD_SOCKET}: leads to {OLD_ADDRESS}"):
+                replace_link(OLD_SOCKET, str(OLD_ADDRESS), "root")
+        link = self.link_to_socket()
+        if not self.is_so("-L", link) and self.differs(f"{link}: leads to {OLD_SOCKET}"):
+            call("ln", "--symbolic", "--no-target-directory", str(OLD_SOCKET), link, user=self.user)
+        service = SYSTEM_UNITS / OLD_UNITS[1]
+        text = read_text(service) or ""
+        # else to stop the socket, that nobody may come any more, would stop the service with who is there
+        text = text.replace(f"Requires={OLD_UNITS[0]}", f"Wants={OLD_UNITS[0]}")
+        changed = self.file(service, text, 0o644, "root", "root")
+        for unit, lines in ((OLD_UNITS[0], OLD_SOCKET_LINES), (OLD_UNITS[1], OLD_SERVICE_LINES)):
+            folder = SYSTEM_UNITS / f"{unit}.d"
+            self.directory(folder, 0o755, "root", "root")
+            text = lines.format(socket=OLD_SOCKET, user=self.user, link=link)
+            changed |= self.file(folder / "slots.conf", text, 0o644, "root", "root")
+        return changed
+
+    def say_what_serves(self) -> None:
+        slots = slots_of(self.settings, self.options.role)
+        if self.old == "serves":
+            self.notes.append(
+                f"{OLD_UNITS[1]} of version 0.1 serves, and goes on: the next deploy by these scripts moves the site to"
+                f" {config.instance(slots, config.SLOTS[0])} without a gap, without a change to nginx"
+            )
+        elif self.old == "ends":
+            self.notes.append(f"{OLD_UNITS[1]} of version 0.1 ends what it has begun: run this again to remove it")
+
     def sudoers(self) -> None:
-        text = sudoers_text(self.user, sudo_calls(self.settings, self.options.role))
+        calls = sudo_calls(self.settings, self.options.role)
+        if self.old == "serves":  # what a deploy of version 0.1 asks for
+            verbs = ("start", "stop", "restart", "reset-failed")
+            old = [" ".join(services.privileged(verb, OLD_UNITS[1])) for verb in verbs]
+            calls = [*calls, *(line for line in old if line not in calls)]
+        text = sudoers_text(self.user, calls)
         if read_text(SUDOERS) != text:  # a broken file there could lock everybody out of sudo
             if not shutil.which("visudo"):
                 self.todo.append(f"sudo: {HOW_TO_GET['sudo']}; then run this again")
@@ -550,16 +695,23 @@ class Setup:
         for program in self.options.needs:
             if not shutil.which(program, path=path):
                 self.todo.append(f"{program} is missing: {HOW_TO_GET[program].format(user=self.user)}")
-        uses_nginx = "nginx" in self.options.needs and Path("/etc/nginx").is_dir()
-        if uses_nginx and call("grep", "-rqs", "gunicorn.sock", "/etc/nginx", check=False).returncode != 0:
-            self.todo.append(
-                "nginx: no file below /etc/nginx passes requests to unix:/run/gunicorn.sock: add a site that does"
-            )
+        slots = slots_of(self.settings, self.options.role)
+        if "nginx" in self.options.needs and NGINX.is_dir() and slots and self.old != "serves":
+            self.nginx_sites()
+
+    def nginx_sites(self) -> None:
+        """Name what keeps nginx from passing requests to the release that serves."""
+        address = f"unix:{self.root}/current/.socket"
+        old = lines_below_nginx(f"unix:{OLD_ADDRESS}")
+        for place, line in old.items():
+            self.todo.append(f"nginx: write in {place}: {line.replace(f'unix:{OLD_ADDRESS}', address)}")
+        if not old and not lines_below_nginx(address):
+            self.todo.append(f"nginx: no file below {NGINX} passes requests to {address}: add a site that does")
 
     def what_deploy_could_change(self) -> None:
         """Name what root runs or reads and `deploy` or `app` could change: each would make them root."""
         owners = {pwd.getpwnam(name).pw_uid for name in (self.user, APP_USER) if user_exists(name)}
-        for path in sorted(path for top in (Path("/etc/nginx"), SYSTEM_UNITS) for path in top.rglob("*")):
+        for path in sorted(path for top in (NGINX, SYSTEM_UNITS) for path in top.rglob("*")):
             real = Path(os.path.realpath(path))
             if self.root.resolve() in real.parents or (real.exists() and real.stat().st_uid in owners):
                 self.todo.append(f"{path} leads to {real}, where {self.user} could change what root runs: copy it")
@@ -574,6 +726,8 @@ class Setup:
         options = self.options
         word = "differences" if options.check else "changes"
         print(f"{options.name}: {self.changes or 'no'} {word}" + ("" if self.changes else ", all is as it should be"))
+        for line in self.notes:
+            print(f"note: {line}")
         for line in self.todo:
             print(f"to do: {line}")
         if options.check:
@@ -599,8 +753,20 @@ class Setup:
         self.sudoers()
         self.missing_programs()
         self.what_deploy_could_change()
+        self.say_what_serves()
         self.report()
         return EXIT_DIFFERS if self.options.check and self.changes else 0
+
+
+def lines_below_nginx(text: str) -> dict[str, str]:
+    """The lines of nginx's files that have this text outside a comment: FILE:LINE and the line itself."""
+    found: dict[str, str] = {}
+    for path in dict.fromkeys(Path(os.path.realpath(path)) for path in sorted(NGINX.rglob("*"))):
+        if path.is_file():
+            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+                if re.search(re.escape(text) + r"(?![\w.-])", line.partition("#")[0]):
+                    found[f"{path}:{number}"] = line.strip()
+    return found
 
 
 def own_address() -> str:
@@ -646,7 +812,7 @@ def carried(files: Mapping[str, bytes], arguments: Sequence[str]) -> list[str]:
         packed = base64.b64encode(carrier.pack(files)).decode()
     except ValueError as error:
         raise UsageError(f"{REPOSITORY}: {error}: remove it") from None
-    program = CARRIER.read_text(encoding="utf-8")
+    program = carrier.program()
     return ["python3", "-I", "-c", program, "setup", packed, carrier.identity(files), *arguments]
 
 

@@ -21,7 +21,7 @@ def test_check_before_and_after_and_repeat(bare: World) -> None:
     check = bare.set_up("frontend", "--check")
     assert check.returncode == 1, check.stderr
     assert "differs: user deploy: owns the code, runs the steps" in check.stdout
-    assert "differs: /etc/systemd/system/gunicorn.service: created" in check.stdout
+    assert "differs: /etc/systemd/system/gunicorn@.service: created" in check.stdout
     assert frontend.out("find /etc /srv /home -newer /etc/hostname | sort") == before, "--check changes nothing"
 
     done = bare.set_up("frontend")
@@ -41,6 +41,7 @@ def test_check_before_and_after_and_repeat(bare: World) -> None:
     for path, mode, owner in (
         ("/srv/app", "755", "deploy"),
         ("/srv/app/deployers", "755", "deploy"),
+        ("/srv/app/slots", "755", "deploy"),
         ("/srv/app/bin/deploy_machine.py", "777", "deploy"),
         ("/srv/app/bin/../deployers/*/deploy_machine.py", "755", "deploy"),
         ("/srv/app/machine.ini", "644", "root"),
@@ -55,14 +56,39 @@ def test_check_before_and_after_and_repeat(bare: World) -> None:
     version = carrier.identity(carrier.own_files(bare.clone / "scripts"))
     assert frontend.out("readlink /srv/app/bin/deploy_machine.py") == f"../deployers/{version}/deploy_machine.py"
     assert frontend.out("find /srv/app/deployers ! -user deploy") == ""
+    units = [f"gunicorn@{slot}.{kind}" for slot in ("blue", "green") for kind in ("service", "socket")]
+    enabled = frontend.out(f"systemctl is-enabled {' '.join(units)} deploy-on-startup.service deploy-watch.timer")
+    assert set(enabled.split()) == {"enabled"}
+    assert frontend.show("deploy-watch.timer", "ActiveState") == "active"
+    # a deploy starts what it needs
+    assert frontend.out(f"systemctl is-active {' '.join(units)} || true").split() == ["inactive"] * 4
+    frontend.sh("touch /etc/deploy-on-startup.disabled")
+    frontend.shut_down()
+    bare.boot("frontend")
+    assert frontend.out(f"systemctl is-active {' '.join(units)} || true").split() == ["inactive", "active"] * 2
+    assert frontend.out("stat -c '%a %U:%G' /run/gunicorn-blue.sock") == "660 www-data:deploy"
+    assert "no changes, all is as it should be" in bare.set_up("frontend").stdout
+
+
+def test_the_users_name_stands_in_the_units(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    assert bare.set_up("frontend", "--user", "shipper", "--root", "/srv/site").returncode == 0
+    units = "gunicorn@blue.service gunicorn@blue.socket deploy-watch.service deploy-on-startup.service"
+    text = frontend.out(f"systemctl cat {units}")
+    assert "/srv/site/slots/%i/manage.py" in text
+    assert {line for line in text.splitlines() if "Group=" in line or "User=" in line} == {
+        "User=app", "Group=app", "User=shipper", "SocketUser=www-data", "SocketGroup=shipper",
+    }  # fmt: skip
+    assert "/srv/app" not in text
 
 
 def test_each_difference_is_found_and_put_right(world: World) -> None:
     frontend = world.boot("frontend")
     for damage, says in (
-        ("echo '# by hand' >> /etc/systemd/system/gunicorn.service", "/etc/systemd/system/gunicorn.service: changed"),
-        ("systemctl disable gunicorn.service", "gunicorn.service: enabled"),
-        ("systemctl stop gunicorn.socket", "gunicorn.socket: started"),
+        ("echo '# by hand' >> /etc/systemd/system/gunicorn@.service", "/etc/systemd/system/gunicorn@.service: changed"),
+        ("systemctl disable gunicorn@green.service", "gunicorn@green.service: enabled"),
+        ("systemctl disable gunicorn@green.socket", "gunicorn@green.socket: enabled"),
+        ("systemctl stop deploy-watch.timer", "deploy-watch.timer: started"),
         ("rm /etc/sudoers.d/deploy-machine", "/etc/sudoers.d/deploy-machine: created"),
         ("chmod 644 /srv/app/shared/.env", "/srv/app/shared/.env: mode 640"),
         ("chown root /srv/app/state", "/srv/app/state: owner deploy:deploy"),
@@ -128,7 +154,13 @@ def test_another_role_removes_the_units_of_the_old_one(world: World) -> None:
     assert "/etc/systemd/system/scheduler.service: removed" in done.stdout, done.stderr
     assert scheduler.show("scheduler.service", "ActiveState") == "inactive"
     assert scheduler.show("scheduler.service", "LoadState") == "not-found"
-    assert scheduler.show("gunicorn.service", "UnitFileState") == "enabled"
+    assert scheduler.show("gunicorn@blue.service", "UnitFileState") == "enabled"
+    done = world.set_up("scheduler")
+    assert "/etc/systemd/system/gunicorn@.service: removed" in done.stdout, done.stderr
+    assert "/etc/systemd/system/gunicorn@.socket: removed" in done.stdout, done.stderr
+    assert scheduler.show("gunicorn@blue.service", "LoadState") == "not-found"
+    assert scheduler.out("find /etc/systemd/system -name 'gunicorn*'") == ""
+    assert "no changes" in world.set_up("scheduler").stdout
 
 
 def test_as_root_on_the_machine_itself(bare: World) -> None:
@@ -152,6 +184,20 @@ def test_what_is_missing_is_named_with_the_command_that_gets_it(bare: World) -> 
     assert done.returncode == 0
     assert "to do: poetry is missing: apt install pipx && sudo -u deploy pipx install poetry" in done.stdout
     assert "to do: npm is missing: apt install npm" in done.stdout
+
+
+def test_what_nginx_must_pass_requests_to(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    address = "unix:/srv/app/current/.socket"
+    assert f"to do: nginx: no file below /etc/nginx passes requests to {address}" in bare.set_up("frontend").stdout
+    site = "upstream board {\n    server unix:/run/gunicorn.sock fail_timeout=0;\n}\n"
+    frontend.run("tee", "/etc/nginx/sites-available/board", input=site)
+    frontend.sh("ln -s ../sites-available/board /etc/nginx/sites-enabled/board")
+    told = [line for line in bare.set_up("frontend", "--check").stdout.splitlines() if "nginx:" in line]
+    place = "/etc/nginx/sites-available/board:2"
+    assert told == [f"to do: nginx: write in {place}: server {address} fail_timeout=0;"]
+    frontend.run("tee", "/etc/nginx/sites-available/board", input=site.replace("unix:/run/gunicorn.sock", address))
+    assert "nginx:" not in bare.set_up("frontend", "--check").stdout
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_what_is_carried_over_ssh() -> None:
     line = command(authorize="ssh-ed25519 AAAA ci", allowed_signers="me@example.com ssh-ed25519 AAAA\n")
     words = shlex.split(line.partition("exec $sudo ")[2])
     program, mode, packed, version, *arguments = words[words.index("-c") + 1 :]
-    assert (program, mode) == ((SCRIPTS / "deployer/carrier.py").read_text(), "setup")
+    assert (program, mode) == (carrier.program(), "setup")
     files = carrier.unpack(base64.b64decode(packed), version)
     own = {f"scripts/{name}": data for name, data in carrier.own_files(SCRIPTS).items()}
     assert {name: data for name, data in files.items() if name in own} == own
