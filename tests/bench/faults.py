@@ -1,6 +1,7 @@
 """./dev bench faults: kills, power cuts, migrations and deploys under load, in numbers too long for the tests.
 
-Prints tables in Markdown; the exit code is 1 if any promise was broken.
+Prints tables in Markdown; the exit code is 1 if any promise was broken. It has two parts, each with its own place in
+docs/reliability.md: what disturbs deploys, and what the users of a site notice of deploys (--replace, replacing.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from bench import report
+from bench import replacing, report
 from faults import cuts, kills
 from faults.subject import Subject
 from faults.under_load import Report, under_load
@@ -28,6 +29,7 @@ from lab.image import say
 from lab.world import World, snapshot
 
 COMMAND = "./dev bench faults"
+REPLACE = f"{COMMAND} --replace"
 
 
 @dataclasses.dataclass
@@ -146,7 +148,7 @@ def load_table(report: Report) -> list[str]:
     return [*lines, f"| broken promises | {len(report.problems)} | |"]
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="default 200")
     parser.add_argument("--cuts", type=int, default=32, metavar="N", help="power cuts; default 32")
@@ -155,12 +157,39 @@ def main() -> int:
     parser.add_argument("--migrations", type=int, default=20, metavar="N", help="two machines at once; default 20")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="chooses the moments; default 1")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="machines at the same time; default 2")
+    parser.add_argument("--replace", action="store_true",
+                        help="only deploys under an open-loop load, none of the above")  # fmt: skip
+    parser.add_argument("--scenario", action="append", choices=replacing.NAMES, metavar="NAME",
+                        help=f"with --replace, only this one; repeatable: {'; '.join(replacing.NAMES)}")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each scenario; default 3")
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/reliability.md")
+    return parser
+
+
+def main() -> int:
+    parser = make_parser()
     options = parser.parse_args()
+    if options.scenario and (options.docs or not options.replace):
+        parser.error("--scenario needs --replace, and does not go with --docs: the tables there have all of them")
     if os.geteuid() != 0:
         say("the machines need root: sudo ./dev bench faults")
         return 2
     snapshot("deployed")
+    problems = [] if options.replace else disturb(options)
+    return 1 if replace(options) + problems else 0
+
+
+def replace(options: argparse.Namespace) -> list[str]:
+    """Deploy under an open-loop load, alone, as it tells times; write the tables, and return the broken promises."""
+    began = time.monotonic()
+    reports = replacing.run_all(options.scenario or replacing.NAMES, options.rounds)
+    problems = [f"{each.name}: {problem}" for each in reports for problem in each.problems]
+    publish(REPLACE, about(f"{options.rounds} rounds", began), replacing.tables(reports), problems, options.docs)
+    return problems
+
+
+def disturb(options: argparse.Namespace) -> list[str]:
+    """Kill, cut, migrate together, and deploy under a closed loop; write the tables, return the broken promises."""
     began = time.monotonic()
     cases = kills.sample(options.kills, options.seed, power_on=options.kills // 20)
     rounds = cuts.plan_cuts(options.cuts, options.seed)
@@ -178,17 +207,26 @@ def main() -> int:
     problems += [f"cut, {cut.trigger}, {cut.change}, {cut.moment}: {each}" for cut in done for each in cut.problems]
     problems += [f"migrations: {each}" for each in migrated]
     problems += [f"load: {each}" for each in load.problems]
-    parts = [[f"Seed {options.seed}, {(time.monotonic() - began) / 60:.0f} min on {os.cpu_count()} cores."]]
-    parts += [kills_table(outcomes)] if outcomes else []
+    parts = [kills_table(outcomes)] if outcomes else []
     parts += [cuts_table(done)] if done else []
     parts += [migrations_table(options.migrations, migrated)] if options.migrations else []
     parts += [load_table(load)] if load.requests else []
-    parts += [[f"- {problem}" for problem in problems] or ["Every promise was kept."]]
-    text = "\n\n".join("\n".join(part) for part in parts) + "\n"
+    texts = ["\n".join(part) for part in parts]
+    publish(COMMAND, about(f"Seed {options.seed}", began), texts, problems, options.docs)
+    return problems
+
+
+def about(what: str, began: float) -> str:
+    return f"{what}, {(time.monotonic() - began) / 60:.0f} min on {os.cpu_count()} cores."
+
+
+def publish(command: str, head: str, parts: Sequence[str], problems: Sequence[str], docs: bool) -> None:
+    """Print the tables and the broken promises, and put them into the document."""
+    verdict = "\n".join(f"- {problem}" for problem in problems) or "Every promise was kept."
+    text = "\n\n".join([head, *parts, verdict]) + "\n"
     print(text)
-    if options.docs:
-        report.put_generated(REPOSITORY / "docs/reliability.md", COMMAND, text)
-    return 1 if problems else 0
+    if docs:
+        report.put_generated(REPOSITORY / "docs/reliability.md", command, text)
 
 
 def migrations_table(rounds: int, problems: Sequence[str]) -> list[str]:
