@@ -128,6 +128,8 @@ def test_killed_while_going_back(app: App, name: str) -> None:
     assert json.loads((app.root / "state/switching.json").read_text())["by"] == "going back"
     done = app.deploy(expect=11)
     assert (done.result["outcome"], app.revision()) == ("rolled_back", good)
+    if name == "releases.make_current":
+        assert "\nswitched to" not in done.log, "what is known to be bad is not asked again"
     assert [entry["commit"] for entry in app.run("status").result["bad_commits"]] == [bad]
     assert not (app.root / "state/switching.json").exists()
 
