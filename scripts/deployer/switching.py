@@ -67,10 +67,7 @@ def activate(progress: memory.Progress, release: Release) -> Reports:
     states = services.own_states(machine, settings) if progress.request.is_boot else old
     reports = [*slots.bring(progress, release), *services.bring(machine, settings, states, old)]
     progress.stage("confirming", waits_for_services=True)
-    restarted = config.units_of(config.roles_of(machine.roles, settings))[0]
-    units = slots.units_of(machine, release)
-    old = {unit: state for unit, state in old.items() if unit in restarted}
-    health.wait_until_healthy(health.serving(machine, release, units, old))
+    health.wait_until_healthy(restarted(machine, release, old))
     if wrong := slots.through_nginx(machine, release):
         raise errors.Unhealthy(wrong)
     # else it would not have returned
@@ -193,10 +190,15 @@ def restart(
     if slots.role_of(machine, current):
         slots.renew(progress, current)
     reports = services.bring(machine, settings, states, states)
-    restarted = config.units_of(config.roles_of(machine.roles, settings))[0]
-    old = {unit: state for unit, state in states.items() if unit in restarted}
-    health.wait_until_healthy(health.serving(machine, current, slots.units_of(machine, current), old))
+    health.wait_until_healthy(restarted(machine, current, states))
     return reports
+
+
+def restarted(machine: host.Machine, release: Release, states: Mapping[str, services.UnitState]) -> health.Subject:
+    """A release whose services must run in other processes now than when they had these states."""
+    units = config.units_of(config.roles_of(machine.roles, release.settings()))[0]
+    old = {unit: state for unit, state in states.items() if unit in units}
+    return health.serving(machine, release, slots.units_of(machine, release), old)
 
 
 # --- assets
