@@ -11,9 +11,11 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
   3. build the release beside the running one: check out, link     build.py steps.py
      shared files, run the steps
   4. make it durable on disk, then swap the link `current`         switching.py releases.py
-  5. bring the services of this machine's roles to it              services.py
-  6. confirm that they run and answer; otherwise swap back         switching.py services.py
+     a web service proves itself beside the old one before that    replacing.py slots.py draining.py
+  5. bring the other services of this machine's roles to it        services.py
+  6. confirm that they run and answer; otherwise swap back         health.py switching.py
   7. record the result, remove what nothing needs any more         attempt.py memory.py releases.py
+  8. look after it once a minute, and take back what falls ill     watch.py
 
 Beside these: config.py (deploy.ini over defaults.ini), host.py (machine.ini and the paths below the root),
 errors.py (outcomes and exit codes), views.py (plan, status, history), cli.py (arguments), and what all rest

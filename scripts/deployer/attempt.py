@@ -9,7 +9,21 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
-from deployer import VERSION, build, errors, files, health, host, log, memory, mirror, releases, slots, switching
+from deployer import (
+    VERSION,
+    build,
+    draining,
+    errors,
+    files,
+    health,
+    host,
+    log,
+    memory,
+    mirror,
+    releases,
+    slots,
+    switching,
+)
 
 Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
 Story = Callable[[memory.Progress], memory.Outcome]
@@ -76,7 +90,7 @@ def clean_up(progress: memory.Progress) -> None:
     progress.interrupted = memory.end_interrupted(progress.request)
     switching.forget_what_was_not_switched(progress.machine)
     try:
-        for service in slots.stop_others(progress.machine):
+        for service in draining.stop_others(progress.machine):
             log.warning(f"{service} was started by a deploy that was interrupted: it was stopped")
     except errors.DeployError as error:  # what comes next will say so, too, if it matters
         log.warning(str(error))

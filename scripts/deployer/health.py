@@ -15,6 +15,7 @@ STAYS_HEALTHY = 0.1  # seconds that a release with a health check must stay heal
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
 PROBE_TIMEOUT = 10.0  # seconds for one question
 STEADY = 10.0  # seconds after which a release that answers nothing but 5xx is not waited for any longer
+MANY_DEATHS = 3  # so many times over may each worker of a release that does not answer yet have ended
 
 Release = releases.Release
 UnitState = services.UnitState
@@ -160,6 +161,8 @@ class Watch:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.first: dict[str, UnitState] = {}
+        self.workers: set[str] = set()  # all that were seen of a release that does not serve yet
+        self.most = 1  # so many of them at once
 
     def look(self) -> str:
         """What is wrong with a unit and may pass. Raises Unhealthy for what waiting cannot help."""
@@ -169,7 +172,17 @@ class Watch:
             if final:
                 raise errors.Unhealthy(wrong, services.journal_of(unit))
             problem = problem or wrong
+            if self.subject.is_new:
+                self.look_at_workers(unit)
         return problem
+
+    def look_at_workers(self, unit: str) -> None:
+        """Raise Unhealthy if they end again and again: the unit itself would stay active for ever."""
+        now = services.workers(unit)
+        self.workers.update(now)
+        self.most = max(self.most, len(now))
+        if (ended := len(self.workers) - len(now)) > MANY_DEATHS * self.most:
+            raise errors.Unhealthy(f"{ended} workers of {unit} ended soon after their start", services.journal_of(unit))
 
 
 def unit_problem(unit: str, state: UnitState, old: UnitState | None, first: UnitState) -> tuple[str, bool]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from deployer import config, errors, host, log, releases, run
 
@@ -80,6 +82,24 @@ def states_of(units: Sequence[str]) -> dict[str, UnitState]:
     done = run.command([SYSTEMCTL, "show", "--no-pager", f"--property={names}", "--", *units])
     blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.strip().split("\n\n")]
     return dict(zip(units, blocks))
+
+
+def workers(unit: str) -> list[str]:
+    """The processes that a unit's main one has started, each as pid and start: no other one will have both."""
+    main = states_of([unit])[unit].get("MainPID", "0")
+    found = []
+    with contextlib.suppress(OSError):  # the main one has ended
+        for task in Path(f"/proc/{main}/task").glob("*/children") if main != "0" else ():
+            found += [identity for pid in task.read_text().split() if (identity := identity_of(pid))]
+    return sorted(found)
+
+
+def identity_of(pid: str) -> str:
+    """A process id and the clock ticks at which it was started; empty if it has ended."""
+    try:
+        return f"{pid} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+    except OSError:
+        return ""
 
 
 def own_states(machine: host.Machine, settings: config.Config) -> dict[str, UnitState]:

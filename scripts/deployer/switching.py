@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployer import config, errors, health, host, log, memory, releases, run, services, slots
+from deployer import config, draining, errors, health, host, log, memory, releases, replacing, run, services, slots
 
 Release = releases.Release
 Reports = tuple[dict[str, str], ...]
@@ -19,7 +19,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     machine = progress.machine
     try:
         services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
-        slots.prove(progress, release)
+        replacing.prove(progress, release)
         progress.stage("switching")
         switch(progress, release, memory.Intent(release.name, good.name if good else "", by))
     except errors.Unhealthy as error:
@@ -27,7 +27,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     except (errors.DeployError, OSError):  # nginx's files, or a full disk
         if releases.current(machine) != release:
             memory.clear_intent(machine)
-            slots.stop_others(machine)
+            draining.stop_others(machine)
             if not release.is_good:
                 releases.discard(release.path)
         raise
@@ -37,7 +37,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     except (errors.Unhealthy, errors.CommandError) as error:
         log.error(f"{release.short} is not healthy: {error}")
         return go_back(progress, release, good, error)
-    slots.leave_others(machine, release)
+    draining.leave_others(machine, release)
     commits = f" from {progress.previous[:8]}" if progress.previous else ""
     return memory.Outcome("deployed", f"{release.short} deployed{commits}", services=reports, healthy=True)
 
@@ -65,10 +65,10 @@ def activate(progress: memory.Progress, release: Release) -> Reports:
     log.ready()
     # at a boot systemd starts them by itself from here on: then they run this release already
     states = services.own_states(machine, settings) if progress.request.is_boot else old
-    reports = [*slots.bring(progress, release), *services.bring(machine, settings, states, old)]
+    reports = [*replacing.bring(progress, release), *services.bring(machine, settings, states, old)]
     progress.stage("confirming", waits_for_services=True)
     health.wait_until_healthy(restarted(machine, release, old))
-    if wrong := slots.through_nginx(machine, release):
+    if wrong := replacing.through_nginx(machine, release):
         raise errors.Unhealthy(wrong)
     # else it would not have returned
     return tuple({**one, "state": "inactive" if one["action"] == "stopped" else "active"} for one in reports)
@@ -101,7 +101,7 @@ def go_back(
     log.warning(f"going back to {good.name}")
     memory.forget_last(machine)  # on a full disk: room for the link; it is written anew
     try:
-        slots.prove(progress, good)
+        replacing.prove(progress, good)
         return_to(progress, good, str(error))
         reports = activate(progress, good)
     except (errors.DeployError, OSError) as second:
@@ -109,7 +109,7 @@ def go_back(
         raise errors.Broken(message, getattr(second, "detail", "") or error.detail) from None
     memory.remember_bad(machine, release.commit, "unhealthy", str(error))
     memory.clear_intent(machine)
-    slots.stop_others(machine)
+    draining.stop_others(machine)
     releases.discard(release.path)
     message = f"{bad} was not healthy: {error}; {good.short} serves again"
     return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True)
@@ -169,7 +169,7 @@ def keep_serving(progress: memory.Progress, current: Release) -> Reports:
     """Start what does not run; if it answers no more, restart it once. Raises Unhealthy or CommandError."""
     machine, settings = progress.machine, current.settings()
     states = services.own_states(machine, settings)
-    reports = [*slots.bring(progress, current), *services.bring(machine, settings, states, None)]
+    reports = [*replacing.bring(progress, current), *services.bring(machine, settings, states, None)]
     subject = health.serving(machine, current, slots.units_of(machine, current))
     if any(report["action"] != "none" for report in reports) or progress.request.is_boot:
         health.wait_until_healthy(subject)
@@ -177,7 +177,7 @@ def keep_serving(progress: memory.Progress, current: Release) -> Reports:
         # it was good and answers no more: one restart, as a person would try first
         log.warning(f"{current.short} runs but is not healthy: restarting its services")
         reports = restart(progress, current, states)
-    if wrong := slots.through_nginx(machine, current):
+    if wrong := replacing.through_nginx(machine, current):
         raise errors.Unhealthy(wrong)
     return tuple(reports)
 
@@ -188,7 +188,7 @@ def restart(
     """Start the services of the current release anew; what was done. Raises Unhealthy or CommandError."""
     machine, settings = progress.machine, current.settings()
     if slots.role_of(machine, current):
-        slots.renew(progress, current)
+        replacing.renew(progress, current)
     reports = services.bring(machine, settings, states, states)
     health.wait_until_healthy(restarted(machine, current, states))
     return reports

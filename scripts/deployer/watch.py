@@ -10,6 +10,7 @@ from deployer import (
     attempt,
     build,
     config,
+    draining,
     errors,
     files,
     health,
@@ -17,6 +18,7 @@ from deployer import (
     log,
     memory,
     releases,
+    replacing,
     run,
     services,
     slots,
@@ -59,7 +61,7 @@ def watch(request: memory.Request) -> attempt.Result:
 
 def look(progress: memory.Progress) -> memory.Outcome:
     machine, current = progress.machine, releases.current(progress.machine)
-    slots.look_after_left(machine, current)
+    draining.look_after_left(machine, current)
     if not current or not machine.owns_services:
         return memory.Outcome("unchanged", "nothing is deployed")
     if memory.read_intent(machine):  # a deploy was interrupted or ended broken: the next one ends that
@@ -100,7 +102,7 @@ def workers_of(machine: host.Machine, release: releases.Release) -> tuple[str, l
     slot = slots.serving(release, slots.slots_of(role)) if role else None
     if not slot:
         return "", []
-    return services.states_of([slot.service])[slot.service]["InvocationID"], slots.workers(slot.service)
+    return services.states_of([slot.service])[slot.service]["InvocationID"], services.workers(slot.service)
 
 
 def lives_for_a_while(machine: host.Machine, release: releases.Release) -> bool:
@@ -136,7 +138,7 @@ def answer_of(machine: host.Machine, release: releases.Release, units: Sequence[
     """What is wrong with its answers, directly and on the way that users' requests take; nothing, if they are well."""
     subject = health.serving(machine, release, units)
     answer = health.probe(subject, time.monotonic() + health.PROBE_TIMEOUT)
-    return answer.problem or slots.through_nginx(machine, release)
+    return answer.problem or replacing.through_nginx(machine, release)
 
 
 def is_on_probation(machine: host.Machine, release: releases.Release, seen: Look) -> bool:

@@ -92,6 +92,17 @@ def app_that(world: World, line: str, file: str = "mysite/wsgi.py") -> str:
     return world.commit({file: text + line})
 
 
+def test_workers_that_die_at_their_start_are_not_waited_for(world: World, frontend: Machine) -> None:
+    """gunicorn starts new ones for ever, so that its unit stays active."""
+    old, current = frontend.health()["commit"], frontend.out("readlink /srv/app/current")
+    app_that(world, "\n\nimport os\n\nos._exit(1)\n")
+    done = frontend.deploy(expect=11)
+    assert "workers of gunicorn@" in done.message and "ended soon after their start" in done.message
+    assert (done.outcome, frontend.health()["commit"]) == ("rolled_back", old)
+    assert frontend.out("readlink /srv/app/current") == current
+    assert done.result["seconds"] < 30, "health_timeout is 60"
+
+
 DIES = """
 
 import os, threading

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from deployer import config, services, slots
+from deployer import config, draining, services, slots
 
 BLUE = slots.Slot(
     "blue", "gunicorn@blue.service", "gunicorn@blue.socket", "/run/gunicorn-blue.sock", "/run/gunicorn-blue.sock"
@@ -26,11 +26,11 @@ Num       RefCount Protocol Flags    Type St Inode Path
 def test_requests_under_way_are_counted_and_the_listening_socket_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "SOCKETS", tmp_path / "unix")
+    monkeypatch.setattr(draining, "SOCKETS", tmp_path / "unix")
     (tmp_path / "unix").write_text(TABLE)
-    assert slots.connections(BLUE) == 1
+    assert draining.connections(BLUE) == 1
     (tmp_path / "unix").write_text(TABLE.replace("4633079 /run/gunicorn-blue.sock", "4633079"))
-    assert slots.connections(BLUE) == 0
+    assert draining.connections(BLUE) == 0
 
 
 def test_a_release_serves_from_the_slot_that_its_link_names(tmp_path: Path) -> None:
