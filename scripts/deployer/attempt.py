@@ -11,7 +11,6 @@ from typing import Any, Callable
 
 from deployer import (
     VERSION,
-    build,
     draining,
     errors,
     files,
@@ -19,6 +18,7 @@ from deployer import (
     host,
     log,
     memory,
+    migrations,
     mirror,
     releases,
     slots,
@@ -155,7 +155,7 @@ def with_warnings(progress: memory.Progress, outcome: memory.Outcome) -> memory.
     current = releases.current(machine)
     chosen = request.commit or request.force or request.command == "rollback"  # else it is the branch's newest
     if current and outcome.warnings is None and (chosen or not errors.OUTCOMES[outcome.name].is_good):
-        return outcome._replace(warnings=told(build.schema_ahead(machine, current)))
+        return outcome._replace(warnings=told(migrations.schema_ahead(machine, current)))
     return outcome
 
 

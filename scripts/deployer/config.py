@@ -26,6 +26,9 @@ class Step(NamedTuple):
     after: str = ""
     timeout: float = 0.0
     keep_days: int = 0
+    cwd: str = ""  # the folder of the repository that it runs in; empty: its root
+    env: tuple[tuple[str, str], ...] = ()  # variables of its own, over those of shared/.env
+    lock_timeout: float = 5.0  # seconds that a migration waits for a table's lock before it is tried again
 
     @property
     def makes_venv(self) -> bool:
@@ -164,6 +167,17 @@ def words(section: Mapping[str, str], key: str) -> tuple[str, ...]:
         return tuple(shlex.split(section.get(key, "")))
 
 
+def assignments(section: Mapping[str, str], key: str) -> tuple[tuple[str, str], ...]:
+    """The value as `NAME=value` words."""
+    found = []
+    for word in words(section, key):
+        name, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise errors.UsageError(f"{key}: {word!r} is not of the form NAME=value")
+        found.append((name, value))
+    return tuple(found)
+
+
 def paths(section: Mapping[str, str], key: str) -> tuple[str, ...]:
     """The value as paths, checked to stay inside the release."""
     found = tuple(section.get(key, "").split())
@@ -192,6 +206,9 @@ def parse_step(name: str, section: Mapping[str, str], deploy: Mapping[str, str])
             after=section.get("after", ""),
             timeout=number(section, "timeout") if "timeout" in section else number(deploy, "step_timeout"),
             keep_days=int(number(section, "keep_days", least=0)) if "keep_days" in section else 0,
+            cwd="".join(paths(section, "cwd")).rstrip("/"),
+            env=assignments(section, "env"),
+            lock_timeout=number(section, "lock_timeout") if "lock_timeout" in section else 5.0,
         )
 
 

@@ -15,6 +15,7 @@ from deployer import (
     host,
     log,
     memory,
+    migrations,
     mirror,
     releases,
     run,
@@ -89,7 +90,7 @@ def roll_back(progress: memory.Progress) -> memory.Outcome:
     left = current.commit if current and current.name > release.name and current.commit != release.commit else ""
     if left:  # the next boot must not bring back what a person has just left, nor after a power cut in here
         memory.remember_bad(machine, left, "person", "it was rolled back by hand")
-    asking = run.Background(lambda: build.schema_ahead(machine, release))  # takes as long as a restart
+    asking = run.Background(lambda: migrations.schema_ahead(machine, release))  # takes as long as a restart
     good = current if current and current.is_good else None
     outcome = switching.switch_and_confirm(progress, release, good, "rollback")
     if outcome.name != "deployed":

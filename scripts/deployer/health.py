@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
-from deployer import VERSION, build, config, errors, host, log, releases, run, services
+from deployer import VERSION, commands, config, errors, host, log, releases, run, services
 
 STAYS_HEALTHY = 0.1  # seconds that a release with a health check must stay healthy: seen twice, that is
 STAYS_ACTIVE = 3.0  # the same where "its process lives" is all that can be seen
@@ -130,7 +130,7 @@ def probe(subject: Subject, deadline: float, watch: Callable[[], object] = bool)
                 return answer
     for role in subject.roles:
         if role.check:
-            env = build.variables(subject.machine, subject.release, subject.release.commit)
+            env = commands.variables(subject.machine, subject.release, subject.release.commit)
             left = min(max(1.0, deadline - time.monotonic()), 60.0)
             try:
                 run.command(role.check, cwd=subject.release.path, env=env, timeout=left)

@@ -159,6 +159,19 @@ def mark_complete(path: Path, fingerprint: Mapping[str, str], free_before: int, 
     files.write_json(path / KEPT_MARK, about)
 
 
+def link_kept(release: Release, step: config.Step, kept: Path) -> None:
+    """Let the release's paths lead to the tree that keeps them."""
+    for path in step.provides:
+        lead(release.path / path, kept / path)
+
+
+def lead(place: Path, to: Path) -> None:
+    """Put a relative link there, instead of whatever is there."""
+    files.remove(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(os.path.relpath(to, place.parent), place)
+
+
 # --- removal
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from deployer import (
     attempt,
-    build,
+    commands,
     config,
     draining,
     errors,
@@ -111,7 +111,7 @@ def lives_for_a_while(machine: host.Machine, release: releases.Release) -> bool:
     if not program.exists():
         return True
     argv = [str(program), "--config", "gunicorn.conf.py", "--print-config"]
-    env = build.variables(machine, release, release.commit)
+    env = commands.variables(machine, release, release.commit)
     done = run.command(argv, cwd=release.path, env=env, timeout=20, check=False)
     return ["max_requests", "=", "0"] not in [line.split() for line in done.out.splitlines()]
 
