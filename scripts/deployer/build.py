@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from deployer import commands, config, environments, errors, files, host, log, memory, mirror, releases, run, steps
+from deployer import (
+    commands,
+    config,
+    environments,
+    errors,
+    files,
+    host,
+    log,
+    memory,
+    mirror,
+    observe,
+    releases,
+    steps,
+    tools,
+)
 
 Kept = Sequence[releases.Kept]
 
@@ -19,7 +32,8 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
     """Make the complete release beside the running one. On any failure nothing of it is left."""
     machine, current = progress.machine, releases.current(progress.machine)
     kept = releases.kept_trees(machine)
-    decisions = decide(machine, commit, kept, progress.request.full)
+    around = look_around(machine, commit)
+    decisions = steps.decide(commit, machine.roles, around, kept, progress.request.full)
     free = check_space(machine, current, decisions, kept)
     site = commands.Site(machine, commit, releases.new(machine, commit.id))
     with files.removed_on_failure(site.release.path):
@@ -30,30 +44,18 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
         link_shared(site)
         files.write(site.release.path / "REVISION", commit.id + "\n")
         used = max(0, free - files.free_bytes(machine.root))
-        trees = [take_step(progress, site, decision) for decision in decisions]
+        making = Making(site, {}, [])
+        for decision in decisions:
+            take_step(progress, making, decision)
         about = {"commit": commit.id, "built": files.now(), "trigger": progress.request.trigger, "bytes": used}
-        site.release.note({**about, "envs": [tree.name for tree in trees if tree]})
+        site.release.note({**about, "envs": making.kept, "made_with": tools.lasting(around)})
     return site.release
 
 
-def decide(machine: host.Machine, commit: mirror.Commit, kept: Kept, full: bool) -> list[steps.Decision]:
-    """What is to be done with each step, now that this machine was looked at."""
-    names = {name for step in steps.applying(commit, machine.roles) for name in steps.versions_for(step)}
-    look = {"python version": lambda: python_version(commit.settings.python), "node version": node_version}
-    return steps.decide(commit, machine.roles, {name: look[name]() for name in names}, kept, full)
-
-
-def python_version(python: str) -> str:
-    """Version and processor, e.g. `3.11.2 x86_64`, of the interpreter that makes environments."""
-    found = run.which(python)
-    if found and os.path.realpath(found) == os.path.realpath(sys.executable):
-        return f"{sys.version.split()[0]} {os.uname().machine}"
-    code = "import platform as p; print(p.python_version(), p.machine())"
-    return run.command([python, "-c", code]).out.strip()
-
-
-def node_version() -> str:
-    return run.command(["node", "--version"]).out.strip()
+def look_around(machine: host.Machine, commit: mirror.Commit) -> dict[str, str]:
+    """What the results of the commit's steps depend on beside the commit, as it is now."""
+    names = {name for step in steps.applying(commit, machine.roles) for name in tools.named_by(step)}
+    return tools.look(machine, [*names, ".env", "roles"], commit.settings.python)
 
 
 def check_space(
@@ -93,23 +95,33 @@ def link_shared(site: commands.Site) -> None:
 # --- one step
 
 
-def take_step(progress: memory.Progress, site: commands.Site, decision: steps.Decision) -> Path | None:
-    """Run or skip one step; return what the release now uses of it, or that notes that it was done."""
-    step, began = decision.step, time.monotonic()
+class Making(NamedTuple):
+    """A release that is being made, and what is in it already."""
+
+    site: commands.Site
+    made: dict[str, str]  # path that a step has provided -> name of the kept tree behind it
+    kept: list[str]  # names of the kept trees and notes that it uses
+
+
+def take_step(progress: memory.Progress, making: Making, decision: steps.Decision) -> None:
+    """Run or skip one step."""
+    step, site, began = decision.step, making.site, time.monotonic()
     entry: dict[str, Any] = {"name": step.name, "result": "ran", "seconds": 0.0, "why": decision.why}
     progress.steps.append(entry)
     progress.stage(f"step {step.name}")
     try:
         for path in step.provides:
             stay_inside(site.release, site.release.path / path)
-        if not decision.needed:
+        if decision.needed:
+            log.notice(f"{step.name}: {decision.why}")
+            kept = run_step(making, decision)
+            log.info(f"{step.name}: done in {time.monotonic() - began:.1f} s")
+        else:
             entry["result"] = "skipped"
             log.info(f"{step.name}: skipped, {decision.why}")
-            return take_over(site.release, decision)
-        log.notice(f"{step.name}: {decision.why}")
-        kept = run_step(site, decision)
-        log.info(f"{step.name}: done in {time.monotonic() - began:.1f} s")
-        return kept
+            kept = take_over(site.release, decision)
+        making.made.update(dict.fromkeys(step.provides, kept.name if kept else ""))
+        making.kept.extend([kept.name] if kept else [])
     except errors.DeployError as error:
         entry["result"] = "failed"
         if not files.disk_full(error):  # which is not the commit's fault
@@ -126,28 +138,46 @@ def take_over(release: releases.Release, decision: steps.Decision) -> Path | Non
     return decision.kept
 
 
-def run_step(site: commands.Site, decision: steps.Decision) -> Path | None:
+def run_step(making: Making, decision: steps.Decision) -> Path | None:
     """Run one step in the release; return what now keeps what it provides, or notes that it was done."""
-    step, release = decision.step, site.release
-    if step.makes_venv and decision.fingerprint:
-        return environments.make_venv(site, decision)
+    step, site = decision.step, making.site
+    if not decision.fingerprint:
+        commands.run_step(site, step)
+        check_provided(site.release, step)
+        return None
     free = files.free_bytes(site.machine.root)
-    commands.run_step(site, step)
+    with files.removed_on_failure(releases.new_kept(site.machine, step, decision.key)) as path:
+        note = releases.Kept(path, step.name, decision.key, decision.fingerprint, {}, [], releases.NOTE, 0)
+        if step.makes_venv:
+            kept = environments.make(site, decision, note, lambda: observe_step(making, step))
+        else:
+            seen, left = observe_step(making, step)
+            check_provided(site.release, step)
+            kept = note._replace(seen=seen, left=left, use=take_away(site.release, step, path))
+        releases.mark_complete(kept, free)
+    return path
+
+
+def check_provided(release: releases.Release, step: config.Step) -> None:
     for path in step.provides:
         if not (release.path / path).exists():
             made = f"{shlex.join(step.run)} succeeded but did not make {path}"
             raise errors.DeployError(f"{made}, which [step {step.name}] provides")
-    if not decision.fingerprint:
-        return None
-    is_tree = bool(step.provides) and not leads_outside(release, step)
-    with files.removed_on_failure(releases.new_kept(site.machine, step, decision.key)) as kept:
-        for path in step.provides if is_tree else ():
-            (kept / path).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(release.path / path, kept / path)
-        releases.mark_complete(kept, decision.fingerprint, free, provides=is_tree)
-    if is_tree:
-        releases.link_kept(release, step, kept)
-    return kept
+
+
+def take_away(release: releases.Release, step: config.Step, kept: Path) -> str:
+    """Move what a step provides to where it is kept; who may use it there."""
+    if not step.provides or leads_outside(release, step):
+        return releases.NOTE
+    for path in step.provides:
+        (kept / path).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(release.path / path, kept / path)
+    releases.link_kept(release, step, kept)
+    venvs = [path for path in step.provides if (kept / path / "pyvenv.cfg").exists()]
+    for path in venvs:
+        environments.relocate(kept / path, str(release.path / path), str(kept / path))
+    belongs = any(environments.names_release(kept / path, release.path) for path in venvs)
+    return releases.OWN if belongs else releases.ANY
 
 
 def leads_outside(release: releases.Release, step: config.Step) -> bool:
@@ -162,3 +192,64 @@ def leads_outside(release: releases.Release, step: config.Step) -> bool:
                 log.info(f"  {entry.relative_to(release.path)} leads out of {path}: it stays in this release, unshared")
                 return True
     return False
+
+
+# --- what it depends on, and what it leaves
+
+
+def observe_step(making: Making, step: config.Step) -> tuple[dict[str, str], list[str]]:
+    """Run a step; what it was seen to depend on, and what it left in the release without providing it."""
+    site, made = making.site, making.made
+    if step.migrates:  # the database is asked
+        commands.run_step(site, step)
+        return {}, []
+    provided = {path for other in site.commit.settings.steps for path in other.provides}
+    beyond = [folder for path in made for folder in folders_within(site.release.path, path)]
+    with observe.Observer(site.release.path, provided | {*site.commit.settings.shared}, beyond) as observer:
+        commands.run_step(site, step)
+    return steps.View(site.commit, made).values(step, observer.seen), left_by(site, step, observer.seen)
+
+
+def folders_within(top: Path, path: str) -> Iterator[str]:
+    """The folders of what an earlier step provides in which whoever uses it opens a file, relative to `top`.
+
+    A program of an environment reads its pyvenv.cfg; Node.js, the package.json of each package, maybe @OF/PACKAGE.
+    """
+    if (top / path / "pyvenv.cfg").exists():
+        yield from (path, f"{path}/bin")
+        return
+    for place, folders, _ in os.walk(top / path):
+        folder = os.path.relpath(place, top)
+        yield folder
+        if os.path.basename(path) == "node_modules" and folder.count("/") - path.count("/") >= 2:
+            folders.clear()
+
+
+def left_by(site: commands.Site, step: config.Step, seen: observe.Seen | None) -> list[str]:
+    """What a step left that it does not provide: releases in which it is skipped would lack it. Raises DeployError."""
+    if not seen:
+        log.warning(f"  {step.name} could not be observed (see fs.inotify.max_user_watches): it runs for each release")
+        return ["what could not be observed"]
+    left = [path for path in seen.left if not is_committed(site, path)]
+    for path in left:
+        if database := files.database_in(site.release.path / path):
+            place = database.relative_to(site.release.path)
+            raise errors.DeployError(
+                f"{place} is a database inside the release and would be lost with it: keep it in {site.machine.shared}:"
+                f" add its folder, or {place}, to `shared =` in deploy.ini"
+            )
+    if left:
+        names = log.shorten(", ".join(left))
+        log.warning(
+            f"  {step.name} leaves {names} in the release and does not provide it, so it runs for each release;"
+            f" to keep that, add it to `provides =` of [step {step.name}]"
+        )
+    return left[:20]
+
+
+def is_committed(site: commands.Site, path: str) -> bool:
+    """Whether a file is as the commit has it: touched, or written with what it held."""
+    entry, place = site.commit.tree.get(path), site.release.path / path
+    if not entry or place.is_symlink() or not place.is_file():
+        return False
+    return (mirror.blob_id(place, entry.oid), os.access(place, os.X_OK)) == (entry.oid, entry.mode == "100755")

@@ -85,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print the result as one JSON line on stdout")
     add("--timings", action="store_true", help="print how long each command and each stage took")
     add("--show-config", action="store_true", help="plan: print the built-in deploy.ini and end")
+    add("--why", action="store_true", help="plan: name everything that each step depends on")
     add("--debug", action="store_true", help="show a traceback also for expected errors")
     add("--version", action="version", version=f"deploy_machine.py {VERSION}")
     # what the version that hands over to this one passes on (handover.py)
@@ -136,7 +137,8 @@ def show(options: argparse.Namespace, result: Any) -> None:
         if options.json:
             log.write_all(1, json.dumps(result) + "\n")
         elif options.command in ("plan", "status", "history"):
-            log.write_all(1, log.printable(getattr(room("views"), f"show_{options.command}")(result)))
+            words = {"why": True} if options.command == "plan" and options.why else {}
+            log.write_all(1, log.printable(getattr(room("views"), f"show_{options.command}")(result, **words)))
     except OSError:
         pass
 

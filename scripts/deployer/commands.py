@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, errors, files, host, mirror, releases, run
+from deployer import config, errors, files, host, mirror, releases, run, tools
 
+EACH_COMMIT = ("DEPLOY_COMMIT", "DEPLOY_RELEASE")  # variables that differ in each commit
 MIGRATE_LOCKED = Path(__file__).with_name("migrate_locked.py")
 
 
@@ -23,11 +23,9 @@ class Site(NamedTuple):
 def variables(machine: host.Machine, release: releases.Release, commit: str) -> dict[str, str]:
     """What steps and checks see: shared/.env as the services do, and where they are."""
     env = run.variables()
-    with contextlib.suppress(FileNotFoundError):
-        path = machine.shared / ".env"
-        env.update(files.parse_variables(path.read_text(encoding="utf-8", errors="replace")))
-        if any("\0" in value for value in env.values()):
-            raise errors.DeployError(f"{path} holds a NUL character: systemd would not read it, either")
+    env.update(files.parse_variables(tools.read_env(machine)))
+    if any("\0" in value for value in env.values()):
+        raise errors.DeployError(f"{machine.shared / '.env'} holds a NUL character: systemd would not read it, either")
     venv = release.path / ".venv"
     if venv.exists():
         env["VIRTUAL_ENV"] = env["UV_PROJECT_ENVIRONMENT"] = str(venv.resolve())
@@ -43,6 +41,8 @@ def run_step(site: Site, step: config.Step) -> None:
         limit = 0.9 * step.timeout  # so that who holds the lock is told before the step's own limit ends it
         argv = migrate_locked(step, "lock", site.machine.name, limit)
     env = {**variables(site.machine, site.release, site.commit.id), **dict(step.env)}
+    for name in EACH_COMMIT if step.inputs else ():  # else its result would depend on them, and nobody could tell
+        del env[name]
     cwd = site.release.path / step.cwd
     try:
         run.command(argv, cwd=cwd, env=env, timeout=step.timeout, live=True, shown=shlex.join(step.run))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import time
+from collections.abc import Mapping
 
 from deployer import (
     attempt,
@@ -19,7 +20,9 @@ from deployer import (
     mirror,
     releases,
     run,
+    steps,
     switching,
+    tools,
     watch,
 )
 
@@ -205,17 +208,31 @@ def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str)
     """The outcome if no release is to be built: the commit runs, is older, or is known to be bad."""
     machine, request = progress.machine, progress.request
     current, bad = releases.current(machine), memory.bad_commits(machine).get(commit)
-    if current and current.commit == commit and not request.full:
+    outdated = what_changed(machine, current) if current and current.commit == commit else ""
+    if current and current.commit == commit and not request.full and not outdated:
         return settled(progress, current)
     if current and current.commit != commit and not request.force and source.contains(current.commit, commit):
         message = f"{current.short} runs, which is newer than {memory.short(commit)}; --force goes back"
         outcome = settled(progress, current)
         return outcome._replace(name="superseded", message=message) if outcome.name == "unchanged" else outcome
-    if bad and not request.force and (bad["kind"] == "unhealthy" or request.is_boot):
+    if bad and not request.force and (bad["kind"] == "unhealthy" or request.is_boot) and not is_other_env(machine, bad):
         message = f"{memory.short(commit)} is not tried again: {bad['why']} ({bad['when']})"
         raise errors.DeployError(f"{message}; push a fix, or use --force")
+    if outdated:
+        log.notice(f"{memory.short(commit)} runs already, and is made ready anew: {outdated}")
     memory.forget_bad(machine, commit)
     return None
+
+
+def what_changed(machine: host.Machine, release: releases.Release) -> str:
+    """What is not as it was when the release was made, and matters to it: variables, roles, the interpreters."""
+    made_with: dict[str, str] = release.meta.get("made_with", {})
+    return steps.changes(made_with, tools.look(machine, [*made_with], release.settings().python))
+
+
+def is_other_env(machine: host.Machine, bad: Mapping[str, str]) -> bool:
+    """Whether shared/.env was changed since a commit was found to be bad: then that is no reason any more."""
+    return bad.get("env", "") != tools.digest(tools.read_env(machine)) and "env" in bad
 
 
 def settled(progress: memory.Progress, current: releases.Release) -> memory.Outcome:

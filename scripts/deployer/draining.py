@@ -10,7 +10,8 @@ from typing import Any
 from deployer import config, errors, files, host, log, releases, services, slots
 
 SOCKETS = Path("/proc/net/unix")
-Release, Slot = releases.Release, slots.Slot
+Release = releases.Release
+Slot = slots.Slot
 
 
 def leave(machine: host.Machine, slot: Slot) -> None:

@@ -120,6 +120,18 @@ def disk_full(error: Exception) -> str:
     return found[0] if found else ""
 
 
+def database_in(place: Path) -> Path | None:
+    """The SQLite file that a file is, or that a folder holds."""
+    is_folder = place.is_dir() and not place.is_symlink()
+    for path in place.rglob("*") if is_folder else [place]:
+        with contextlib.suppress(OSError):
+            if path.is_file() and not path.is_symlink():
+                with open(path, "rb") as file:
+                    if file.read(16) == b"SQLite format 3\0":
+                        return path
+    return None
+
+
 def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from deployer import errors, files, host, log, run
+from deployer import errors, files, host, log, run, tools
 
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 BAD_COMMITS = 50  # so many are remembered
@@ -255,7 +255,8 @@ def bad_commits(machine: host.Machine) -> dict[str, dict[str, str]]:
 def remember_bad(machine: host.Machine, commit: str, kind: str, why: str) -> None:
     """kind: `unhealthy`, `step` (one failed) or `person` (somebody rolled back from it)."""
     others = {name: about for name, about in bad_commits(machine).items() if name != commit}
-    newest = {**others, commit: {"kind": kind, "why": why, "when": files.now()}}
+    env = tools.digest(tools.read_env(machine))  # with another one it may be good
+    newest = {**others, commit: {"kind": kind, "why": why, "when": files.now(), "env": env}}
     try:
         write_bad(machine, dict([*newest.items()][-BAD_COMMITS:]))
     except OSError as error:  # then it is tried once more; what became of the deploy matters more

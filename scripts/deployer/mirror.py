@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -256,6 +257,13 @@ def git(
 def options_of(settings: Mapping[str, str]) -> list[str]:
     """The options of one git command that has these settings."""
     return [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+
+
+def blob_id(path: Path, like: str) -> str:
+    """The object id that git would give a file's content; like: an id of the repository, for its kind of hash."""
+    data = path.read_bytes()
+    kind = "sha256" if len(like) == 64 else "sha1"
+    return hashlib.new(kind, b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def version() -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,15 +116,20 @@ def make_current(machine: host.Machine, release: Release) -> None:
 # --- what steps have made
 
 
+ANY, OWN, NOTE = "any", "own", "note"
+
+
 class Kept(NamedTuple):
-    """What a step has made of some inputs, below envs/; of a step that provides nothing, that it was done."""
+    """What a step has made, below envs/, and of what."""
 
     path: Path
     step: str
     key: str  # of its fingerprint
-    fingerprint: Mapping[str, str]
+    fingerprint: Mapping[str, str]  # what it is known to depend on
+    seen: Mapping[str, str]  # what it was observed to depend on beside that
+    left: Sequence[str]  # paths that it left in the release without providing them
+    use: str  # any release may take it over; only its own one; or it is but a note that the step was done
     bytes: int  # that it took
-    provides: bool
 
 
 def kept_trees(machine: host.Machine) -> list[Kept]:
@@ -133,8 +138,8 @@ def kept_trees(machine: host.Machine) -> list[Kept]:
     for path in sorted(machine.kept.iterdir(), key=lambda path: path.name[-16:], reverse=True):
         mark, parts = files.read_json(path / KEPT_MARK), path.name.rsplit("-", 2)
         if mark and len(parts) == 3:
-            made = dict(mark.get("fingerprint") or {}), int(mark.get("bytes", 0)), bool(mark.get("provides", True))
-            found.append(Kept(path, parts[0], parts[1], *made))
+            inputs = dict(mark.get("fingerprint") or {}), dict(mark.get("seen") or {}), list(mark.get("left") or [])
+            found.append(Kept(path, parts[0], parts[1], *inputs, str(mark.get("use", NOTE)), int(mark.get("bytes", 0))))
     return found
 
 
@@ -146,17 +151,17 @@ def new_kept(machine: host.Machine, step: config.Step, key: str) -> Path:
     return path
 
 
-def mark_complete(path: Path, fingerprint: Mapping[str, str], free_before: int, provides: bool = True) -> None:
+def mark_complete(kept: Kept, free_before: int) -> None:
     """The last thing written: after a power cut a half-made tree must not look whole.
 
     free_before: the free bytes before it was made; what it took tells the next deploy what it needs.
-    provides: whether the tree can be taken over; else it only says that the step was done.
     """
-    size = max(0, free_before - files.free_bytes(path)) if provides else 0
-    if provides:
-        files.sync_all(path)
-    about = {"fingerprint": dict(fingerprint), "made": files.now(), "bytes": size, "provides": provides}
-    files.write_json(path / KEPT_MARK, about)
+    is_tree = kept.use != NOTE
+    if is_tree:
+        files.sync_all(kept.path)
+    about = {name: getattr(kept, name) for name in ("fingerprint", "seen", "left", "use")}
+    size = max(0, free_before - files.free_bytes(kept.path)) if is_tree else 0
+    files.write_json(kept.path / KEPT_MARK, {**about, "made": files.now(), "bytes": size})
 
 
 def link_kept(release: Release, step: config.Step, kept: Path) -> None:
@@ -211,7 +216,7 @@ def prune(machine: host.Machine, keep: int) -> None:
     used = {name for release in all_of(machine) for name in release.meta.get("envs", [])}
     noted: set[str] = set()
     for kept in kept_trees(machine):
-        is_last_note = not kept.provides and kept.step not in noted
+        is_last_note = kept.use == NOTE and kept.step not in noted
         noted.add(kept.step)
         if kept.path.name not in used and not is_last_note:
             discard(kept.path)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from deployer import config, draining, errors, files, health, host, log, memory, releases, services, slots
 
-Release, Slot = releases.Release, slots.Slot
+Release = releases.Release
+Slot = slots.Slot
 
 
 def prove(progress: memory.Progress, release: Release) -> Slot | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from deployer import attempt, build, config, deploy, errors, files, health, host, memory, mirror, releases, slots
+from deployer import attempt, build, config, deploy, errors, files, health, host, memory, mirror, releases, slots, steps
 
 
 def plan(request: memory.Request) -> attempt.Result:
@@ -21,15 +21,13 @@ def plan(request: memory.Request) -> attempt.Result:
         commit = source.load(wanted, source.tree(wanted))
         roles = config.roles_of(machine.roles, commit.settings)
         current = releases.current(machine)
-        decisions = build.decide(machine, commit, releases.kept_trees(machine), request.full)
+        around = build.look_around(machine, commit)
+        decisions = steps.decide(commit, machine.roles, around, releases.kept_trees(machine), request.full)
         ahead = source.count(current.commit if current else None, commit.id)
     bad = memory.bad_commits(machine).get(commit.id)
-    steps = [
-        {"name": d.step.name, "action": "run" if d.needed else "skip", "why": d.why, "run": shlex.join(d.step.run)}
-        for d in decisions
-    ]
+    outdated = deploy.what_changed(machine, current) if current and current.commit == commit.id else ""
     (units, reloads), slotted = config.units_of(roles), config.slots_of(roles)
-    same = bool(current and current.commit == commit.id and not request.full)
+    same = bool(current and current.commit == commit.id and not request.full and not outdated)
     return {
         "schema": files.SCHEMA,
         "machine": machine.name,
@@ -39,24 +37,39 @@ def plan(request: memory.Request) -> attempt.Result:
         "commits": ahead,
         "nothing_to_do": same,
         "bad": bad["why"] if bad else None,
-        "steps": [] if same else steps,
+        "anew": outdated,
+        "steps": [] if same else [shown(decision) for decision in decisions],
         "replace": [slotted.slots] if slotted else [],
         "restart": units,
         "reload": reloads,
     }
 
 
-def show_plan(result: attempt.Result) -> str:
+def shown(decision: steps.Decision) -> dict[str, Any]:
+    """What a plan says of one step. depends: what its result depends on, each with a content id or a value."""
+    about = {"name": decision.step.name, "action": "run" if decision.needed else "skip", "why": decision.why}
+    depends = {
+        steps.in_words(name): value for name, value in {**decision.fingerprint, **decision.seen}.items() if value
+    }
+    return {**about, "run": shlex.join(decision.step.run), "depends": depends}
+
+
+def show_plan(result: attempt.Result, why: bool = False) -> str:
+    """why: name what each step depends on."""
     if result["nothing_to_do"]:
         return f"{result['machine']}: {memory.short(result['wanted'])} already runs; deploy would do nothing\n"
     span = f"from {memory.short(result['current'])} to {memory.short(result['wanted'])}"
     lines = [f"{result['machine']}: {span} ({result['commits']} commits)"]
+    if result["anew"]:
+        lines.append(f"  it runs already, and is made ready anew: {result['anew']}")
     if result["bad"]:
         lines.append(f"  this commit is remembered as bad ({result['bad']})")
     for step in result["steps"]:
         lines.append(f"  {step['action']:4}  {step['name']}: {step['why']}")
         if step["action"] == "run":
             lines.append(f"          {step['run']}")
+        if why:
+            lines += [f"          {name}  {value[:40]}" for name, value in step["depends"].items()]
     what = [f"{verb} {', '.join(result[verb])}" for verb in ("replace", "restart", "reload") if result[verb]]
     return "\n".join([*lines, f"  {'; '.join(what) or 'no service is touched'}", ""])
 

@@ -37,7 +37,7 @@ def test_second_run_is_unchanged_and_writes_nothing(app: App) -> None:
 @pytest.mark.parametrize(
     ("change", "ran", "why"),
     [
-        ({"code.py": "print(2)\n"}, ["always"], {"assets": "kept from before: same src/"}),
+        ({"code.py": "print(2)\n"}, ["always"], {"assets": "kept: same src/"}),
         ({"src/b": "b\n"}, ["assets", "always"], {"assets": "src/ changed"}),
         ({"db/two.sql": "2;\n"}, ["schema", "always"], {"schema": "db/two.sql is new"}),
         ({"one.sql": None, "two.sql": "2;\n"}, ["schema", "always"], {"schema": "two.sql is new; one.sql is gone"}),
@@ -483,7 +483,7 @@ def test_very_many_inputs_are_recorded_by_one_hash(app: App) -> None:
     app.commit({"src/a": "c\n"})
     assert "most" not in app.deploy().ran()
     app.commit({"many/7": "changed\n"})
-    assert app.deploy().why("most") == "a file of many/** changed"
+    assert app.deploy().why("most") == "files of many/** changed"
 
 
 def test_assets_of_an_unhealthy_release_stay_reachable_too(app: App) -> None:

@@ -1,0 +1,144 @@
+"""What a command really reads of a folder, and what it leaves there: the kernel tells (inotify(7)), whoever does it."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import struct
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OPEN, LISTS = 0x20, 0x40000000  # the latter: it is a folder
+CHANGES = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # written, its mode set, moved, made or removed
+OVERFLOW = 0x4000
+EVENT = struct.Struct("iIII")
+CACHES = re.compile(r"(.*/)?__pycache__(/.*)?|.*\.pyc")  # Python's own, which it checks against the source itself
+
+
+class Seen(NamedTuple):
+    """Paths relative to the folder that was watched."""
+
+    opened: frozenset[str]  # files that were there before, and were opened
+    listed: frozenset[str]  # folders whose names were read, or may have been looked up
+    left: tuple[str, ...]  # what was made, changed or removed, and not put back
+
+
+class Observer(threading.Thread):
+    """Watches a folder while it is entered; `seen` is None if not everything could be.
+
+    A file that is only asked about (stat), or looked for in vain, is no event: so the names in each folder that a file
+    was opened in count, too.
+    """
+
+    def __init__(self, top: Path, apart: Collection[str], beyond: Sequence[str] = ()) -> None:
+        """top: what is watched, links in it are not followed. apart: paths below it that do not count.
+
+        beyond: folders behind links in it whose own files are watched, too.
+        """
+        super().__init__(daemon=True)
+        self.top, self.apart, self.beyond = top, {path.rstrip("/") for path in apart}, beyond
+        self.folders: dict[int, str] = {}  # by watch
+        self.before: set[str] = set()
+        self.opened: set[str] = set()
+        self.listed: set[str] = set()
+        self.changed: set[str] = set()
+        self.is_complete = True
+        self.seen: Seen | None = None
+
+    def __enter__(self) -> Observer:
+        import ctypes  # noqa: PLC0415 - takes a while, and only a step that runs needs it
+
+        self.calls: Any = ctypes.CDLL(None)
+        self.events = self.calls.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.is_complete = self.events >= 0
+        self.stopped, self.stop = os.pipe()
+        behind = [(folder, os.listdir(top)) for folder in self.beyond if (top := self.top / folder).is_dir()]
+        for folder, names in [*folders_of(self.top, self.apart), *behind]:
+            self.before.update(os.path.join(folder, name) for name in names)
+            if self.is_complete:
+                self.watch(folder)
+        if self.is_complete:
+            self.start()
+        return self
+
+    def watch(self, folder: str) -> None:
+        place = os.path.join(os.fsencode(self.top / folder), b".")  # else a link would not be followed
+        number = self.calls.inotify_add_watch(self.events, place, OPEN | CHANGES)
+        self.is_complete = number >= 0  # else there are more folders than this user may watch
+        self.folders[number] = folder
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.stop)
+        if self.is_alive():
+            self.join()
+        for descriptor in (self.stopped, *([self.events] if self.events >= 0 else [])):
+            os.close(descriptor)
+        if self.is_complete:
+            self.seen = Seen(
+                frozenset(self.opened),
+                frozenset(self.listed | {os.path.dirname(path) for path in self.opened}),
+                self.left(),
+            )
+
+    def run(self) -> None:
+        is_over = False
+        while not is_over:
+            is_over = self.stopped in select.select([self.events, self.stopped], [], [])[0]
+            for folder, mask, name in self.read():
+                self.note(os.path.join(folder, name), mask)
+
+    def read(self) -> Iterator[tuple[str, int, str]]:
+        """The events that have come: folder, what happened, name in it (empty: the folder itself)."""
+        while True:
+            try:
+                data = os.read(self.events, 65536)
+            except BlockingIOError:
+                return
+            position = 0
+            while position < len(data):
+                number, mask, _, length = EVENT.unpack_from(data, position)
+                position += EVENT.size + length
+                self.is_complete &= not mask & OVERFLOW
+                if number in self.folders:
+                    yield self.folders[number], mask, os.fsdecode(data[position - length : position].rstrip(b"\0"))
+
+    def note(self, path: str, mask: int) -> None:
+        if mask & LISTS and mask & OPEN:
+            self.listed.add(path.rstrip("/"))
+        elif mask & OPEN and path in self.before:
+            self.opened.add(re.sub(r"(?:(.*/))?__pycache__/([^/.]+)\.[^/]*pyc$", source_of, path))
+        elif mask & CHANGES and not CACHES.fullmatch(path):
+            self.changed.add(path.rstrip("/"))
+
+    def left(self) -> tuple[str, ...]:
+        """Of what was changed, what is not as it was."""
+        return tuple(sorted(path for path in self.changed if self.holds(path) or self.is_missing(path)))
+
+    def is_missing(self, path: str) -> bool:
+        return path in self.before and path not in self.apart and not os.path.lexists(self.top / path)
+
+    def holds(self, path: str) -> bool:
+        """Whether there is anything that counts: a folder may hold nothing but what is provided."""
+        place = self.top / path
+        if path in self.apart or CACHES.fullmatch(path) or not os.path.lexists(place):
+            return False
+        if place.is_symlink() or not place.is_dir():
+            return True
+        return path not in self.before and any(self.holds(os.path.join(path, name)) for name in os.listdir(place))
+
+
+def source_of(match: re.Match[str]) -> str:
+    """The module that a compiled one stands for."""
+    return f"{match[1] or ''}{match[2]}.py"
+
+
+def folders_of(top: Path, apart: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below `top`, relative to it, with all names in it."""
+    for place, folders, names in os.walk(top):
+        folder = os.path.relpath(place, top)
+        folder = "" if folder == "." else folder
+        yield folder, [*folders, *names]
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in apart]

@@ -1,0 +1,94 @@
+"""What a step's result depends on beside the commit: variables, roles, and the versions of the programs it names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deployer import config, errors, files, host, run
+
+NAMES = {"poetry": "Poetry", "npx": "npm", "yarnpkg": "Yarn", "yarn": "Yarn", "bun": "Bun", "bunx": "Bun"}
+NAMES |= {name: name for name in ("uv", "npm", "pnpm", "pdm", "pipenv", "deno", "hatch")}
+WITH_NODE = {"npm", "pnpm", "Yarn"}
+LASTING = (".env", "roles", "Python", "Node.js")  # what a release depends on for as long as it runs
+
+
+def named_by(step: config.Step) -> list[str]:
+    """What the step depends on, by the names that look() takes."""
+    words = {os.path.basename(word) for text in step.run for word in re.split(r"[\s;&|()]+", text)}
+    tools = {NAMES[word] for word in words & {*NAMES}}
+    python = step.makes_venv or any(re.fullmatch(r"python[\d.]*|.*\.py", word) for word in words)
+    node = bool(tools & WITH_NODE or words & {"node", "nodejs"})
+    return [".env", "roles", *["Python"] * python, *["Node.js"] * node, *sorted(tools)]
+
+
+def look(machine: host.Machine, names: Sequence[str], python: str) -> dict[str, str]:
+    """The present values of what named_by() returned. python: makes the environments.
+
+    Raises DeployError if .env cannot be read.
+    """
+    known = files.read_json(machine.state / "tools.json") or {}
+    found, asked = {}, dict(known)
+    for name in sorted({*names}):
+        if name == ".env":
+            found[name] = digest(read_env(machine))
+        elif name == "roles":
+            found[name] = " ".join(machine.roles)
+        else:
+            found[name] = version(name, python, asked)
+    if asked != known:
+        files.write_json(machine.state / "tools.json", asked, durable=False)
+    return found
+
+
+def lasting(around: Mapping[str, str]) -> dict[str, str]:
+    """That part of it on which a release depends for as long as it runs."""
+    return {name: around[name] for name in LASTING if name in around}
+
+
+def read_env(machine: host.Machine) -> str:
+    """The text of shared/.env; empty if there is none. Raises DeployError."""
+    path = machine.shared / ".env"
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        owner = f"chown {host.owner_of(machine.root)} {path}" if isinstance(error, PermissionError) else "mend it"
+        raise errors.DeployError(f"{path} cannot be read: {error.strerror}; {owner}") from None
+
+
+def digest(text: str) -> str:
+    """By this it is known again; what it says cannot be seen from it."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+
+
+def version(name: str, python: str, known: dict[str, str]) -> str:
+    """A program's version, which it was asked for when its file was new; empty if it is not here."""
+    programs = [key for key, value in NAMES.items() if value == name] or [python if name == "Python" else "node"]
+    path = next(filter(None, map(run.which, programs)), "")
+    if not path:
+        return ""
+    if name == "Python" and os.path.realpath(path) == os.path.realpath(sys.executable):
+        return f"{sys.version.split()[0]} {os.uname().machine}"
+    about = os.stat(path)
+    key = f"{name} {os.path.realpath(path)} {about.st_size} {about.st_mtime_ns} {about.st_ino}"
+    if not known.get(key):
+        for other in [other for other in known if other.partition(" ")[0] == name]:
+            del known[other]
+        known[key] = ask(path, name)
+    return known[key]
+
+
+def ask(path: str, name: str) -> str:
+    code = "import platform as p; print(p.python_version(), p.machine())"
+    argv = [path, "-c", code] if name == "Python" else [path, "--version"]
+    try:
+        said = run.command(argv, timeout=15, cwd=Path("/")).out
+    except errors.CommandError:
+        return "of unknown version"  # what it is asked to do will say what is wrong
+    return said.strip() if name == "Python" else "".join(re.findall(r"v?\d+\.[\w.+-]+", said)[:1]) or said.strip()[:40]
