@@ -16,6 +16,7 @@ from deployer import (
     errors,
     files,
     host,
+    inputs,
     log,
     memory,
     mirror,
@@ -207,7 +208,7 @@ def observe_step(making: Making, step: config.Step) -> tuple[dict[str, str], lis
     beyond = [folder for path in made for folder in folders_within(site.release.path, path)]
     with observe.Observer(site.release.path, provided | {*site.commit.settings.shared}, beyond) as observer:
         commands.run_step(site, step)
-    return steps.View(site.commit, made).values(step, observer.seen), left_by(site, step, observer.seen)
+    return inputs.View(site.commit, made).values(step, observer.seen), left_by(site, step, observer.seen)
 
 
 def folders_within(top: Path, path: str) -> Iterator[str]:

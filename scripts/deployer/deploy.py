@@ -14,13 +14,13 @@ from deployer import (
     errors,
     handover,
     host,
+    inputs,
     log,
     memory,
     migrations,
     mirror,
     releases,
     run,
-    steps,
     switching,
     tools,
     watch,
@@ -227,7 +227,7 @@ def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str)
 def what_changed(machine: host.Machine, release: releases.Release) -> str:
     """What is not as it was when the release was made, and matters to it: variables, roles, the interpreters."""
     made_with: dict[str, str] = release.meta.get("made_with", {})
-    return steps.changes(made_with, tools.look(machine, [*made_with], release.settings().python))
+    return inputs.changes(made_with, tools.look(machine, [*made_with], release.settings().python))
 
 
 def is_other_env(machine: host.Machine, bad: Mapping[str, str]) -> bool:

@@ -22,15 +22,14 @@ class Seen(NamedTuple):
     """Paths relative to the folder that was watched."""
 
     opened: frozenset[str]  # files that were there before, and were opened
-    listed: frozenset[str]  # folders whose names were read, or may have been looked up
+    listed: frozenset[str]  # folders whose names were read
     left: tuple[str, ...]  # what was made, changed or removed, and not put back
 
 
 class Observer(threading.Thread):
     """Watches a folder while it is entered; `seen` is None if not everything could be.
 
-    A file that is only asked about (stat), or looked for in vain, is no event: so the names in each folder that a file
-    was opened in count, too.
+    A file that is only asked about (stat), or looked for in vain, is no event.
     """
 
     def __init__(self, top: Path, apart: Collection[str], beyond: Sequence[str] = ()) -> None:
@@ -77,11 +76,7 @@ class Observer(threading.Thread):
         for descriptor in (self.stopped, *([self.events] if self.events >= 0 else [])):
             os.close(descriptor)
         if self.is_complete:
-            self.seen = Seen(
-                frozenset(self.opened),
-                frozenset(self.listed | {os.path.dirname(path) for path in self.opened}),
-                self.left(),
-            )
+            self.seen = Seen(frozenset(self.opened), frozenset(self.listed), self.left())
 
     def run(self) -> None:
         is_over = False

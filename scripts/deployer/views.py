@@ -8,7 +8,22 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from deployer import attempt, build, config, deploy, errors, files, health, host, memory, mirror, releases, slots, steps
+from deployer import (
+    attempt,
+    build,
+    config,
+    deploy,
+    errors,
+    files,
+    health,
+    host,
+    inputs,
+    memory,
+    mirror,
+    releases,
+    slots,
+    steps,
+)
 
 
 def plan(request: memory.Request) -> attempt.Result:
@@ -48,9 +63,8 @@ def plan(request: memory.Request) -> attempt.Result:
 def shown(decision: steps.Decision) -> dict[str, Any]:
     """What a plan says of one step. depends: what its result depends on, each with a content id or a value."""
     about = {"name": decision.step.name, "action": "run" if decision.needed else "skip", "why": decision.why}
-    depends = {
-        steps.in_words(name): value for name, value in {**decision.fingerprint, **decision.seen}.items() if value
-    }
+    found = {**decision.fingerprint, **decision.seen}
+    depends = {inputs.in_words(name): value for name, value in found.items() if value}
     return {**about, "run": shlex.join(decision.step.run), "depends": depends}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from deployer import config, errors, mirror, releases, steps
+from deployer import config, errors, inputs, mirror, observe, releases, steps, tools
 
 INI = """\
 [step python]
@@ -45,7 +45,14 @@ run = true
 [role other]
 """
 PATHS = {"src": "t1", "lock": "b1", "a.sql": "b2", "old/b.sql": "b3"}
-VERSIONS = {"python version": "3.11.2 x86_64", "node version": "v20"}
+AROUND = {
+    ".env": "e1",
+    "roles": "web",
+    "Python": "3.11.2 x86_64",
+    "Node.js": "v20.1.0",
+    "Poetry": "2.2.1",
+    "npm": "10.1",
+}
 
 
 def commit(ini: str = INI, is_project: bool = True, **changes: str) -> mirror.Commit:
@@ -55,16 +62,19 @@ def commit(ini: str = INI, is_project: bool = True, **changes: str) -> mirror.Co
     return mirror.Commit("c" * 40, tree, config.parse(ini, "deploy.ini"), is_project)
 
 
-def decide(kept: list[releases.Kept], full: bool = False, **changes: str) -> dict[str, steps.Decision]:
-    found = steps.decide(commit(**changes), ["web"], VERSIONS, kept, full)
+def decide(
+    kept: list[releases.Kept], full: bool = False, around: dict[str, str] = AROUND, **changes: str
+) -> dict[str, steps.Decision]:
+    found = steps.decide(commit(**changes), ["web"], around, kept, full)
     return {decision.step.name: decision for decision in found}
 
 
-def kept_of(decision: steps.Decision, number: int = 1, provides: bool | None = None) -> releases.Kept:
+def kept_of(decision: steps.Decision, number: int = 1, **facts: object) -> releases.Kept:
     """What is kept once the decision was carried out."""
-    is_tree = bool(decision.step.provides) if provides is None else provides
     path = Path(f"{decision.step.name}-{decision.key}-{number}")
-    return releases.Kept(path, decision.step.name, decision.key, decision.fingerprint, 10, is_tree)
+    use = releases.ANY if decision.step.provides else releases.NOTE
+    kept = releases.Kept(path, decision.step.name, decision.key, decision.fingerprint, {}, [], use, 10)
+    return kept._replace(**facts)  # type: ignore[arg-type]
 
 
 def all_kept(decisions: dict[str, steps.Decision], number: int = 1) -> list[releases.Kept]:
@@ -87,8 +97,8 @@ def test_what_is_kept_is_taken_over_and_what_was_done_is_not_done_again() -> Non
     again = decide(kept)
     assert [name for name, decision in again.items() if decision.needed] == ["always"]
     assert again["tree"].kept == kept[0].path
-    assert again["tree"].why == "kept from before: same src/, lock"
-    assert again["note"].why == "inputs did not change"
+    assert again["tree"].why == "kept: same src/, lock, .env"
+    assert again["note"].why == "not run again: same a.sql, .env"
 
 
 def test_what_changed_is_run_and_named() -> None:
@@ -109,20 +119,152 @@ def test_a_tree_may_be_older_but_what_is_done_elsewhere_is_as_the_last_run_left_
     assert (back["note"].needed, back["note"].why) == (True, "a.sql changed")
 
 
-def test_a_tree_that_belongs_to_its_release_is_made_again() -> None:
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"use": releases.NOTE}, "out is not kept here any more"),
+        ({"use": releases.OWN}, "what it makes leads into the release that it is made for"),
+        ({"left": ["x.mo"]}, "leaves x.mo in the release, which it does not provide"),
+    ],
+)
+def test_what_belongs_to_its_release_is_made_again(facts: dict[str, object], why: str) -> None:
     first = decide([])["tree"]
-    again = decide([kept_of(first, provides=False)])["tree"]
-    assert (again.needed, again.why) == (True, "out is not kept here any more")
+    again = decide([kept_of(first, **facts)])["tree"]
+    assert (again.needed, again.why) == (True, why)
 
 
-@pytest.mark.parametrize(("python", "nearest"), [("3.11.2 x86_64", True), ("3.12.0 x86_64", False)])
-def test_a_new_environment_starts_from_the_nearest_of_the_same_python(python: str, nearest: bool) -> None:
+@pytest.mark.parametrize("name", ["tree", "note"])
+@pytest.mark.parametrize(
+    ("fact", "value", "why"),
+    [(".env", "e2", ".env changed"), (".env", "", ".env is gone"), ("roles", "a", "roles changed")],
+)
+def test_variables_and_roles_count(name: str, fact: str, value: str, why: str) -> None:
+    again = decide(all_kept(decide([])), around={**AROUND, fact: value})[name]
+    assert (again.needed, again.why) == (True, why)
+
+
+def test_the_run_line_its_folder_and_its_variables_count() -> None:
+    kept = all_kept(decide([]))
+    for line, why in (("cwd = src", "cwd changed"), ("env = A=1", "env changed"), ("provides = out other", "")):
+        ini = INI.replace("run = make\n", f"run = make\n{line}\n").replace(
+            "provides = out\nrun = make\nprov", "run = make\nprov"
+        )
+        again = steps.decide(commit(ini), ["web"], AROUND, kept)[0]
+        assert again.needed, line
+        assert again.why == (why or "out other is not kept here any more")
+
+
+# --- what was observed
+
+
+def seen(opened: str = "", listed: str = "") -> observe.Seen:
+    return observe.Seen(
+        frozenset(opened.split()), frozenset("" if item == "." else item for item in listed.split()), ()
+    )
+
+
+def watched(observed: observe.Seen | None, made: dict[str, str] | None = None, **changes: str) -> dict[str, str]:
+    """What is recorded of a run of [step tree] that was seen to do this."""
+    view = inputs.View(commit(**changes), made or {})
+    return view.values(next(step for step in commit().settings.steps if step.name == "tree"), observed)
+
+
+def test_what_a_step_read_counts_though_nobody_named_it() -> None:
+    read = watched(seen("a.sql", "old"))
+    kept = [kept_of(decide([])["tree"], seen=read)]
+    assert decide(kept)["tree"].why == "kept: same src/, lock, .env, and 1 more file that it read"
+    assert decide(kept, **{"a.sql": "b9"})["tree"].why == "a.sql changed"
+    assert decide(kept, **{"a.sql": ""})["tree"].why == "a.sql is gone"
+    assert decide(kept, **{"old__c.sql": "b9"})["tree"].why == "names in old/ changed"
+    assert decide(kept, **{"old__b.sql": "b9"})["tree"].needed is False, "it did not read it"
+    assert decide(kept, **{"new.txt": "b9"})["tree"].needed is False, "nor look there"
+    assert decide(kept, **{".toolrc": "b9"})["tree"].why == "settings in ./ changed", (
+        "it may have looked for that in vain"
+    )
+
+
+def test_of_two_that_were_made_of_the_same_inputs_the_one_that_read_the_same_is_taken() -> None:
+    first = decide([])["tree"]
+    kept = [
+        kept_of(first, number, seen=watched(seen("a.sql"), **{"a.sql": oid})) for number, oid in ((2, "b9"), (1, "b2"))
+    ]
+    assert decide(kept)["tree"].kept == kept[1].path
+    assert decide(kept, **{"a.sql": "b9"})["tree"].kept == kept[0].path
+
+
+def test_what_could_not_be_observed_depends_on_every_file() -> None:
+    kept = [kept_of(decide([])["tree"], seen=watched(None))]
+    assert decide(kept)["tree"].needed is False
+    assert decide(kept, **{"old__b.sql": "b9"})["tree"].why == "any file of the commit changed"
+
+
+def test_an_earlier_steps_tree_counts_if_it_was_used() -> None:
+    ini = INI.replace("[step note]\n", "[step second]\ninputs = lock\nprovides = made\nrun = make\n[step note]\n")
+    first = {each.step.name: each for each in steps.decide(commit(ini), ["web"], AROUND, [])}
+    tree = kept_of(first["tree"])
+    read = watched(seen("out/x", "out"), {"out": tree.path.name})
+    assert read == {"made: out": tree.path.name}
+    second = kept_of(first["second"], seen=read)
+
+    def again(kept: list[releases.Kept], ini: str = ini) -> steps.Decision:
+        return next(each for each in steps.decide(commit(ini), ["web"], AROUND, kept) if each.step.name == "second")
+
+    assert again([tree, second]).needed is False
+    assert again([tree._replace(path=Path(f"{tree.path}0")), second]).why == "out changed"
+    assert again([second]).why == "out is gone", "it is made anew"
+
+
+def test_files_of_a_submodule_count_as_the_submodule() -> None:
+    paths = {path: mirror.Entry("100644", "blob", "b") for path in ("lock", "a.sql")}
+    tree = {**paths, "libs": mirror.Entry("040000", "tree", "t"), "libs/x": mirror.Entry("160000", "commit", "c1")}
+    view = inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini"), False), {})
+    assert view.values(config.Step("s"), seen("libs/x/y/z.py", "libs/x/y")) == {"libs/x": "c1"}
+
+
+def test_what_is_taken_away_from_the_inputs_does_not_count_when_it_is_read() -> None:
+    step = config.Step("s", inputs=("**", "!old/**"))
+    assert set(inputs.View(commit(), {}).values(step, seen("old/b.sql a.sql"))) == {
+        "a.sql",
+        "settings in ./",
+        "settings in old/",
+    }
+
+
+def test_a_link_that_leads_elsewhere_counts() -> None:
+    def view(target: str) -> inputs.View:
+        tree = {**commit().tree, "now": mirror.Entry("120000", "blob", target)}
+        return inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini"), False), {})
+
+    read = view("b1").values(config.Step("s"), seen("a.sql"))
+    assert {name: view("b2").value(name) for name in read} != read
+
+
+@pytest.mark.parametrize(
+    ("python", "why"),
+    [
+        ("3.11.2 x86_64", "poetry.lock changed"),
+        ("3.12.0 x86_64", "poetry.lock, Python 3.12.0 x86_64 -> 3.11.2 x86_64 changed"),
+    ],
+)
+def test_a_new_environment_starts_from_the_nearest_of_the_same_python(python: str, why: str) -> None:
     ini = "[role web]\n"
     paths = {"pyproject.toml": "b1", "poetry.lock": "b2"}
-    before = steps.decide(commit(ini, **paths), ["web"], {"python version": python, "node version": ""}, [])[0]
-    after = steps.decide(commit(ini, **{**paths, "poetry.lock": "b3"}), ["web"], VERSIONS, [kept_of(before)])[0]
-    assert after.nearest == (kept_of(before).path if nearest else None)
-    assert after.why == ("poetry.lock changed" if nearest else "poetry.lock, python version changed")
+    before = steps.decide(commit(ini, **paths), ["web"], {**AROUND, "Python": python}, [])[0]
+    after = steps.decide(commit(ini, **{**paths, "poetry.lock": "b3"}), ["web"], AROUND, [kept_of(before)])[0]
+    assert after.nearest == (kept_of(before).path if python == AROUND["Python"] else None)
+    assert after.why == why
+
+
+def test_pip_starts_from_a_copy_only_where_nothing_is_to_be_removed() -> None:
+    ini, paths = "[role web]\n", {"requirements.txt": "b1"}
+
+    def pip(kept: list[releases.Kept], **changes: str) -> steps.Decision:
+        return steps.decide(commit(ini, **{**paths, **changes}), ["web"], AROUND, kept)[0]
+
+    own = kept_of(pip([]), use=releases.OWN, seen=watched(seen("a.sql")))
+    assert pip([own]).nearest == own.path, "only the packages of the repository may differ"
+    assert pip([own], **{"requirements.txt": "b2"}).nearest is None
+    assert pip([own], **{"a.sql": "b9"}).nearest is None
 
 
 def test_a_missing_lock_file_is_told() -> None:
@@ -136,3 +278,20 @@ def test_a_missing_lock_file_is_told() -> None:
 def test_of_steps_that_provide_the_same_the_first_is_taken() -> None:
     paths = {"pyproject.toml": "b1", "poetry.lock": "b2", "uv.lock": "b3", "requirements.txt": "b4"}
     assert [step.name for step in steps.applying(commit("[role web]\n", **paths), ["web"])] == ["python"]
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("poetry sync --only main", ["Python", "Poetry"]),
+        ("npm ci", ["Node.js", "npm"]),
+        ("sh -c 'cd client && yarn build'", ["Node.js", "Yarn"]),
+        ("env A=1 python3.12 backend/manage.py migrate", ["Python"]),
+        ("uv run manage.py x", ["Python", "uv"]),
+        ("make static", []),
+    ],
+)
+def test_the_programs_that_a_run_line_names(line: str, names: list[str]) -> None:
+    provides = "\nprovides = .venv" if "poetry" in line else ""
+    (step,) = (s for s in config.parse(f"[step x]\nrun = {line}{provides}\n", "").steps if s.name == "x")
+    assert tools.named_by(step) == [".env", "roles", *names]

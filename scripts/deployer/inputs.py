@@ -1,0 +1,195 @@
+"""What a step's result depends on: what it names, what is around, what it was seen to read; each with a value."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from deployer import config, log, mirror, observe, tools
+
+MANY_INPUTS = 500  # beyond so many files a step's inputs are recorded by one hash
+MANY_SEEN = 5000  # beyond so many that a step has read, every file of the commit counts
+# names of what is no file
+MADE, NAMES, LOOKED_FOR, LINKS, ALL_FILES = (
+    "made: ",
+    "names in ",
+    "settings in ",
+    "symbolic links",
+    "any file of the commit",
+)
+# what a program may look for where it reads a file, and not find: configuration, and other forms of the same module
+MAY_BE_LOOKED_FOR = re.compile(
+    r"(.*/)?(\..+|patches|Makefile|.*\.(toml|cfg|ini|conf|lock|json|json5|ya?ml|xml|py|[cm]?[jt]sx?|vue|css|scss|sass|less))"
+)
+AROUND = (".env", "roles", "Python", "Node.js", *sorted({*tools.NAMES.values()}))  # what tools.look() tells
+
+
+def is_pattern(path: str) -> bool:
+    return path.startswith("!") or any(char in path for char in "*?[")
+
+
+def present(path: str, tree: mirror.Tree) -> list[str]:
+    """Which of the alternatives `a|b` the commit has."""
+    return [name for name in path.split("|") if name.rstrip("/") in tree]
+
+
+def pattern_to_regex(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` stay within one directory, `**/` stands for any number of them, `[ab]` as in sh."""
+    regex = ""
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", pattern):
+        if token in ("**/", "**", "*", "?"):
+            regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}[token]
+        elif len(token) > 1:
+            regex += "[" + re.sub(r"^!", "^", token[1:-1]).replace("\\", r"\\") + "]"
+        else:
+            regex += re.escape(token)
+    return re.compile(regex)
+
+
+def matching(inputs: Sequence[str], tree: mirror.Tree) -> dict[str, str]:
+    """The paths of a commit that inputs name, with their content ids; `!` takes away what came before."""
+    found: dict[str, str] = {}
+    for item in inputs:
+        if not is_pattern(item):
+            found.update({name: identity(tree[name.rstrip("/")]) for name in present(item, tree)})
+            continue
+        regex = pattern_to_regex(item.lstrip("!"))
+        if item.startswith("!"):
+            found = {path: oid for path, oid in found.items() if not regex.fullmatch(path)}
+        else:
+            files = ((path, entry) for path, entry in tree.items() if entry.kind != "tree")
+            found.update((path, identity(entry)) for path, entry in files if regex.fullmatch(path))
+    return found
+
+
+def fingerprint_of(step: config.Step, commit: mirror.Commit, around: Mapping[str, str]) -> dict[str, str]:
+    """What the step's result depends on, as far as it can be said beforehand: name -> content id or value.
+
+    around: as tools.look() returns it.
+    Empty if the step names no inputs: nobody can tell what it depends on, so it always runs.
+    """
+    if not step.inputs:
+        return {}
+    found = matching(step.inputs, commit.tree)
+    if len(found) > MANY_INPUTS:
+        found = {f"files of {' '.join(step.inputs)}": digest_of(found)}
+    line = {"run line": shlex.join(step.run), "cwd": step.cwd, "env": shlex.join("=".join(pair) for pair in step.env)}
+    return {**found, **line, **{name: around[name] for name in tools.named_by(step)}}
+
+
+def identity(entry: mirror.Entry) -> str:
+    """The content of a path, and whether it may be executed."""
+    return entry.oid + "x" * (entry.mode == "100755")
+
+
+def digest_of(found: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def key_of(step: config.Step, fingerprint: Mapping[str, str]) -> str:
+    return digest_of({"provides": " ".join(step.provides), **fingerprint})[:12]
+
+
+# --- what was observed of it
+
+
+class View:
+    """A commit as a step that runs in it sees it: what its result may depend on beside what it names."""
+
+    def __init__(self, commit: mirror.Commit, made: Mapping[str, str]) -> None:
+        """made: path that an earlier step provides -> name of the kept tree behind it; empty: it is made anew."""
+        self.commit, self.made = commit, made
+
+    @functools.cached_property
+    def folders(self) -> dict[str, list[tuple[str, str]]]:
+        """The paths in each folder, each with its kind."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for path, entry in self.commit.tree.items():
+            found.setdefault(os.path.dirname(path), []).append((path, entry.kind))
+        return found
+
+    @functools.cached_property
+    def links(self) -> str:
+        links = {path: entry.oid for path, entry in self.commit.tree.items() if entry.mode == "120000"}
+        return digest_of(links) if links else ""
+
+    @functools.cached_property
+    def all_files(self) -> str:
+        return digest_of({path: identity(entry) for path, entry in self.commit.tree.items()})
+
+    def value(self, name: str) -> str:
+        """The present value of something that was observed; empty if it is not there any more."""
+        if name.startswith(MADE):
+            return self.made.get(name[len(MADE) :], "")
+        if name in (LINKS, ALL_FILES, "REVISION"):
+            return {LINKS: self.links, ALL_FILES: self.all_files}.get(name, self.commit.id)
+        if name.startswith((NAMES, LOOKED_FOR)):
+            folder = name.partition(" in ")[2][:-1]
+            paths = self.folders.get("" if folder == "." else folder, [])
+            every = name.startswith(NAMES)
+            return digest_of({path: kind for path, kind in paths if every or MAY_BE_LOOKED_FOR.fullmatch(path)})
+        entry = self.commit.tree.get(name)
+        return identity(entry) if entry else ""
+
+    def values(self, step: config.Step, seen: observe.Seen | None) -> dict[str, str]:
+        """What is to be recorded of a run, by name: what it was seen to read, but for what `!` takes away."""
+        if seen is None or len(seen.opened) + len(seen.listed) > MANY_SEEN:
+            names = {ALL_FILES, *(MADE + path for path in self.made)}
+        else:
+            names = {self.name_of(path) for path in seen.opened}
+            names |= {self.name_of(path, NAMES) for path in seen.listed}
+            names |= {self.name_of(path, LOOKED_FOR) for path in {*map(os.path.dirname, seen.opened)} - seen.listed}
+        apart = [pattern_to_regex(item[1:]) for item in step.inputs if item.startswith("!")]
+        names = {name for name in names if not any(regex.fullmatch(name) for regex in apart)}
+        links = [LINKS] if names and self.links else []
+        return {name: self.value(name) or "not of the commit" for name in [*sorted(names), *links]}
+
+    def name_of(self, path: str, folder: str = "") -> str:
+        """The name by which a path is recorded: its own, or of the submodule or the kept tree that it lies in."""
+        above = [path, *(path[: match.start()] for match in re.finditer("/", path))]
+        if provided := [name for name in above if name in self.made]:
+            return MADE + provided[0]
+        if submodules := [
+            name for name in above if name in self.commit.tree and self.commit.tree[name].kind == "commit"
+        ]:
+            return submodules[0]
+        return f"{folder}{path or '.'}/" if folder else path
+
+
+# --- in words
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """`poetry.lock changed`: the difference of two fingerprints in words."""
+    groups = {
+        "changed": [name for name in after if before.get(name, after[name]) != after[name] and after[name]],
+        "is new": [name for name in after if name not in before and after[name]],
+        "is gone": [name for name in before if not after.get(name) and before[name]],
+    }
+    return "; ".join(
+        f"{log.shorten(', '.join(in_words(name, before, after) for name in names))} {verb}"
+        for verb, names in groups.items()
+        if names
+    )
+
+
+def in_words(name: str, before: Mapping[str, str] | None = None, after: Mapping[str, str] | None = None) -> str:
+    """What was recorded under that name, as people see it."""
+    if before and after and name in AROUND[2:] and before.get(name) and after.get(name):
+        return f"{name} {before[name]} -> {after[name]}"
+    return name[len(MADE) :] if name.startswith(MADE) else name
+
+
+def is_file(name: str) -> bool:
+    """Whether a name of what was observed is that of a file of the commit."""
+    return not name.startswith((MADE, NAMES, LOOKED_FOR)) and name not in (LINKS, ALL_FILES)
+
+
+def is_named(path: str, inputs: Mapping[str, str]) -> bool:
+    """Whether inputs name a file, or a folder above it."""
+    return any(path == name or path.startswith(name.rstrip("/") + "/") for name in inputs)
