@@ -110,7 +110,7 @@ def why_not(step: config.Step, tree: releases.Kept, view: inputs.View) -> str:
     if tree.left:
         return f"leaves {log.shorten(', '.join(tree.left))} in the release, which it does not provide"
     if tree.use == releases.OWN:
-        return "what it makes leads into the release that it is made for"
+        return "it holds packages of the repository, so each release has its own"
     if step.provides and tree.use != releases.ANY:
         return f"{' '.join(step.provides)} is not kept here any more"
     return ""

@@ -123,7 +123,7 @@ def test_a_tree_may_be_older_but_what_is_done_elsewhere_is_as_the_last_run_left_
     ("facts", "why"),
     [
         ({"use": releases.NOTE}, "out is not kept here any more"),
-        ({"use": releases.OWN}, "what it makes leads into the release that it is made for"),
+        ({"use": releases.OWN}, "it holds packages of the repository, so each release has its own"),
         ({"left": ["x.mo"]}, "leaves x.mo in the release, which it does not provide"),
     ],
 )
