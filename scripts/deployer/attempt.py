@@ -187,7 +187,8 @@ def result_of(progress: memory.Progress, outcome: memory.Outcome) -> Result:
         "timings": progress.timings(),
     }
     result |= {"detail": log.printable(outcome.detail)} if outcome.detail else {}
-    return {**result, "warnings": list(outcome.warnings)} if outcome.warnings else result
+    warnings = [*progress.warnings, *(outcome.warnings or ())]
+    return {**result, "warnings": [log.printable(warning) for warning in warnings]} if warnings else result
 
 
 def report(progress: memory.Progress, result: Result) -> None:

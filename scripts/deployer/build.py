@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 from deployer import (
     commands,
+    complaints,
     config,
     environments,
     errors,
@@ -22,6 +25,7 @@ from deployer import (
     mirror,
     observe,
     releases,
+    shapes,
     steps,
     tools,
 )
@@ -42,19 +46,24 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
         log.info(f"building release {site.release.name}{ahead}")
         progress.stage("checking out")
         source.check_out(commit, site.release.path)
-        link_shared(site)
+        link_shared(progress, site)
         files.write(site.release.path / "REVISION", commit.id + "\n")
         used = max(0, free - files.free_bytes(machine.root))
         making = Making(site, {}, [])
         for decision in decisions:
             take_step(progress, making, decision)
         about = {"commit": commit.id, "built": files.now(), "trigger": progress.request.trigger, "bytes": used}
+        about["places"] = dict(commit.shape.places)
         site.release.note({**about, "envs": making.kept, "made_with": tools.lasting(around)})
     return site.release
 
 
 def look_around(machine: host.Machine, commit: mirror.Commit) -> dict[str, str]:
-    """What the results of the commit's steps depend on beside the commit, as it is now."""
+    """What the results of the commit's steps depend on beside the commit, as it is now.
+
+    Raises DeployError: it cannot be deployed rightly.
+    """
+    complaints.check(commit, machine.roles)
     names = {name for step in steps.applying(commit, machine.roles) for name in tools.named_by(step)}
     return tools.look(machine, [*names, ".env", "roles"], commit.settings.python)
 
@@ -83,14 +92,33 @@ def stay_inside(release: releases.Release, place: Path) -> None:
         raise errors.DeployError(f"{name} leads out of the release, to {out}: remove that link")
 
 
-def link_shared(site: commands.Site) -> None:
+def link_shared(progress: memory.Progress, site: commands.Site) -> None:
     """Lead the shared paths of a release to shared/, where they survive it."""
-    for path in site.commit.settings.shared:
-        place, kept_at = site.release.path / path.rstrip("/"), site.machine.shared / path
+    committed = {path for path, entry in site.commit.tree.items() if entry.kind != "tree"}
+    for written in site.commit.settings.shared:
+        path = written.rstrip("/")
+        place, kept_at = site.release.path / path, site.machine.shared / path
         stay_inside(site.release, place.parent)
-        if place.is_dir() and not place.is_symlink():
-            kept_at.mkdir(parents=True, exist_ok=True)
+        if hidden := shapes.hidden(path, committed):
+            warning = f"{hidden} of the commit is not in the release: {kept_at} is there, as shared = says; remove one"
+            log.warning(warning)
+            progress.warnings.append(warning)
+        if shapes.is_folder(written, committed) and not os.path.lexists(kept_at):
+            make_shared(site.machine, kept_at)
         releases.lead(place, kept_at)
+
+
+def make_shared(machine: host.Machine, folder: Path) -> None:
+    """Make a folder below shared/, for the services as media is."""
+    folder.mkdir(parents=True)
+    media = machine.shared / "media"
+    if folder != media and media.is_dir():
+        about = media.stat()
+        with contextlib.suppress(OSError):  # of another group than this user may give it to
+            os.chown(folder, -1, about.st_gid)
+            folder.chmod(stat.S_IMODE(about.st_mode))
+    if machine.owns_services:
+        log.notice(f"made {folder}; that services may write there, add it to ReadWritePaths= in their units")
 
 
 # --- one step
@@ -144,7 +172,7 @@ def run_step(making: Making, decision: steps.Decision) -> Path | None:
     step, site = decision.step, making.site
     if not decision.fingerprint:
         commands.run_step(site, step)
-        check_provided(site.release, step)
+        check_provided(site, step)
         return None
     free = files.free_bytes(site.machine.root)
     with files.removed_on_failure(releases.new_kept(site.machine, step, decision.key)) as path:
@@ -153,17 +181,17 @@ def run_step(making: Making, decision: steps.Decision) -> Path | None:
             kept = environments.make(site, decision, note, lambda: observe_step(making, step))
         else:
             seen, left = observe_step(making, step)
-            check_provided(site.release, step)
+            check_provided(site, step)
             kept = note._replace(seen=seen, left=left, use=take_away(site.release, step, path))
         releases.mark_complete(kept, free)
     return path
 
 
-def check_provided(release: releases.Release, step: config.Step) -> None:
+def check_provided(site: commands.Site, step: config.Step) -> None:
     for path in step.provides:
-        if not (release.path / path).exists():
+        if not (site.release.path / path).exists():
             made = f"{shlex.join(step.run)} succeeded but did not make {path}"
-            raise errors.DeployError(f"{made}, which [step {step.name}] provides")
+            raise errors.DeployError(f"{made}, which [step {step.name}] provides{instead(site, step)}")
 
 
 def take_away(release: releases.Release, step: config.Step, kept: Path) -> str:
@@ -179,6 +207,21 @@ def take_away(release: releases.Release, step: config.Step, kept: Path) -> str:
         environments.relocate(kept / path, str(release.path / path), str(kept / path))
     belongs = any(environments.names_release(kept / path, release.path) for path in venvs)
     return releases.OWN if belongs else releases.ANY
+
+
+def instead(site: commands.Site, step: config.Step) -> str:
+    """What a step has made in the place of what it was to make, and what to write then."""
+    top, settings = site.release.path, site.commit.settings
+    apart = {"REVISION", *(path.rstrip("/") for path in settings.shared)}
+    apart |= {path for other in settings.steps if other.name != step.name for path in other.provides}
+    walks = ((folder, [*names, *(name for name in folders if os.path.islink(os.path.join(folder, name)))])
+             for folder, folders, names in os.walk(top))  # fmt: skip
+    paths = (os.path.relpath(os.path.join(folder, name), top) for folder, names in walks for name in names)
+    found = shapes.appeared(paths, site.commit.tree, apart)
+    if not found:
+        return ", and nothing else: an empty run = in deploy.ini removes that step"
+    say = f"write provides = {found[0].rstrip('/')} under [step {step.name}] in deploy.ini"
+    return f"; it made {log.shorten(', '.join(found))}: {say}" + ", or another of these" * (len(found) > 1)
 
 
 def leads_outside(release: releases.Release, step: config.Step) -> bool:

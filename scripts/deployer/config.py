@@ -26,9 +26,10 @@ class Step(NamedTuple):
     after: str = ""
     timeout: float = 0.0
     keep_days: int = 0
-    cwd: str = ""  # the folder of the repository that it runs in; empty: its root
+    cwd: str = ""  # the folder of the repository that it runs in; empty: nothing is said of it
     env: tuple[tuple[str, str], ...] = ()  # variables of its own, over those of shared/.env
     lock_timeout: float = 5.0  # seconds that a migration waits for a table's lock before it is tried again
+    by_default: frozenset[str] = frozenset()  # those of its keys that defaults.ini has set, and nobody else
 
     @property
     def makes_venv(self) -> bool:
@@ -75,7 +76,7 @@ class Config(NamedTuple):
 
 KEYS = {
     "deploy": {"branch", "keep", "shared", "python", "health_timeout", "step_timeout", "service_timeout"},
-    "step": {*Step._fields} - {"name"},
+    "step": {*Step._fields} - {"name", "by_default"},
     "role": {*Role._fields} - {"name"},
 }
 
@@ -88,11 +89,14 @@ def defaults() -> str:
 def parse(text: str, source: str) -> Config:
     """Read a deploy.ini on top of the defaults. Raises UsageError: one line, naming `source`."""
     with mistakes_in(source):
-        own, parser = read_ini(text), read_ini(defaults(), text)
+        own, built_in, parser = read_ini(text), read_ini(defaults()), read_ini(defaults(), text)
         check_sections(own)
         deploy = parser["deploy"]
         roles = [parse_role(name, section) for name, section in sections_of(parser, "role")]
-        steps = [parse_step(name, section, deploy) for name, section in sections_of(parser, "step")]
+        steps = [
+            parse_step(name, section, deploy)._replace(by_default=by_default(f"step {name}", built_in, own))
+            for name, section in sections_of(parser, "step")
+        ]
         config = Config(
             branch=check_ref(deploy["branch"]),
             keep=int(number(deploy, "keep", least=1)),
@@ -106,6 +110,12 @@ def parse(text: str, source: str) -> Config:
         )
         check_step_roles(config)
         return config
+
+
+def by_default(section: str, built_in: configparser.ConfigParser, own: configparser.ConfigParser) -> frozenset[str]:
+    """The keys of a section that only the defaults set."""
+    keys = built_in[section] if built_in.has_section(section) else ()
+    return frozenset(key for key in keys if not own.has_option(section, key))
 
 
 def check_step_roles(config: Config) -> None:
@@ -187,6 +197,14 @@ def paths(section: Mapping[str, str], key: str) -> tuple[str, ...]:
     return found
 
 
+def folder(section: Mapping[str, str], key: str) -> str:
+    """The value as one folder of the repository: `.` for its root; empty if nothing is said."""
+    value = section.get(key, "").strip()
+    if len(value.split()) > 1:
+        raise errors.UsageError(f"{key} = {value}: is one folder of the repository")
+    return value if value in ("", ".") else os.path.normpath(paths(section, key)[0])
+
+
 def check_ref(name: str) -> str:
     """A branch name as git itself would accept it, and nothing that could be taken for an option."""
     if not re.fullmatch(r"(?!-)(?!.*\.\.)[^\s~^:?*\[\\\x00-\x20\x7f]+(?<!\.lock)(?<![/.])", name):
@@ -206,7 +224,7 @@ def parse_step(name: str, section: Mapping[str, str], deploy: Mapping[str, str])
             after=section.get("after", ""),
             timeout=number(section, "timeout") if "timeout" in section else number(deploy, "step_timeout"),
             keep_days=int(number(section, "keep_days", least=0)) if "keep_days" in section else 0,
-            cwd="".join(paths(section, "cwd")).rstrip("/"),
+            cwd=folder(section, "cwd"),
             env=assignments(section, "env"),
             lock_timeout=number(section, "lock_timeout") if "lock_timeout" in section else 5.0,
         )

@@ -75,6 +75,7 @@ class Progress:
         self.stages = [("start", process_start())]
         self.wanted: str | None = None  # the commit
         self.steps: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
         self.switched = False  # from then on the release matters more than what is noted of it
         self.interrupted = False  # whether the run before this one was
         self.lock = -1

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, errors, files, host, log, run
+from deployer import config, errors, files, host, log, run, shapes
 
 SCRIPT = "scripts/deploy_machine.py"  # in the application's repository
 PACKAGE = "scripts/deployer/"
@@ -27,12 +27,12 @@ Tree = Mapping[str, Entry]
 
 
 class Commit(NamedTuple):
-    """The commit to deploy: its id, every path in it, and its configuration."""
+    """The commit to deploy: its id, every path in it, its configuration, and what it looks like."""
 
     id: str
     tree: Tree
     settings: config.Config
-    declares_python_project: bool  # a pyproject.toml that only configures tools does not
+    shape: shapes.Shape = shapes.Shape()
 
 
 class Mirror:
@@ -167,7 +167,6 @@ class Mirror:
 
     def load(self, commit: str, tree: Tree) -> Commit:
         """Read a commit's configuration. Raises DeployError: the commit is at fault, not the call."""
-        pyproject = self.read(tree["pyproject.toml"].oid) if "pyproject.toml" in tree else ""
         text = self.read(tree["deploy.ini"].oid) if "deploy.ini" in tree else ""
         if ".release.json" in tree:  # a release that a power cut left half made would look whole
             own = "which is this script's own: remove it"
@@ -176,8 +175,9 @@ class Mirror:
             settings = config.parse(text, f"deploy.ini of {commit[:8]}")
         except errors.UsageError as error:
             raise errors.DeployError(str(error)) from None
-        declares = re.search(r"^\s*\[(project|tool\.poetry)\b", pyproject, re.MULTILINE)
-        return Commit(commit, tree, settings, bool(declares))
+        texts = {path: self.read(tree[path].oid) for path in shapes.to_read(tree) if tree[path].kind == "blob"}
+        shape = shapes.look(settings, tree, texts)
+        return Commit(commit, tree, shapes.fit(settings, shape, tree), shape)
 
     def other_branch(self, tip: str) -> str:
         """The branch that the deploy.ini at `tip` names, if it names another one."""

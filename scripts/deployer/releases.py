@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deployer import config, files, host
+from deployer import config, files, host, shapes
 
 MARK = ".release.json"  # of a release, written last
 KEPT_MARK = ".complete"  # of a kept tree, written last
@@ -56,10 +56,10 @@ class Release(NamedTuple):
         self.note({"confirmed": files.now()})
 
     def settings(self) -> config.Config:
-        """The configuration of its commit. Raises UsageError."""
+        """The configuration of its commit, with the steps where they were found then. Raises UsageError."""
         path = self.path / "deploy.ini"
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        return config.parse(text, str(path))
+        return shapes.placed(config.parse(text, str(path)), self.meta.get("places", {}))
 
 
 def current(machine: host.Machine) -> Release | None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, errors, inputs, log, mirror, releases
+from deployer import config, inputs, log, mirror, releases
 
 Kept = Sequence[releases.Kept]
-LOCK_FILES = {"poetry.lock", "uv.lock", "package-lock.json", "pnpm-lock.yaml", "yarn.lock"}
 
 
 class Decision(NamedTuple):
@@ -32,7 +31,6 @@ def decide(
 
     around: what results depend on beside the commit, as tools.look() returns it.
     kept: what is here from before, the last made first.
-    Raises DeployError if a lock file is missing where one is expected.
     """
     decisions, made = [], dict[str, str]()
     view = inputs.View(commit, made)
@@ -58,25 +56,14 @@ def applying(commit: mirror.Commit, roles: Sequence[str]) -> list[config.Step]:
 
 
 def applies(step: config.Step, commit: mirror.Commit) -> bool:
-    """Whether the paths that the step names are in the commit. Raises DeployError: no lock file."""
+    """Whether the paths that the step names are in the commit."""
+    return not missing(step, commit)
+
+
+def missing(step: config.Step, commit: mirror.Commit) -> list[str]:
+    """The paths that the step names and the commit does not have."""
     named = [path for path in step.inputs + step.when if not inputs.is_pattern(path)]
-    missing = [path for path in named if not inputs.present(path, commit.tree)]
-    if missing and set(missing) < set(named) and set(missing) <= LOCK_FILES and expects_lock(step, commit):
-        rest = " ".join(path for path in named if path not in missing)
-        message = f"step {step.name}: {rest} is in the commit but {missing[0]} is not: commit the lock file"
-        raise errors.DeployError(message)
-    return not missing
-
-
-def expects_lock(step: config.Step, commit: mirror.Commit) -> bool:
-    """Whether no other step makes the same from another lock file that is there."""
-    if step.makes_venv and not commit.declares_python_project:
-        return False
-    rivals = [other for other in commit.settings.steps if set(other.provides) & set(step.provides)]
-    return not any(
-        all(inputs.present(path, commit.tree) for path in other.inputs if not inputs.is_pattern(path))
-        for other in rivals
-    )
+    return [path for path in named if not inputs.present(path, commit.tree)]
 
 
 def decide_step(

@@ -12,9 +12,9 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 PACKAGE = SCRIPTS / "deployer"
 ROOMS = (
-    "errors log run files observe config host tools memory mirror inputs releases steps commands migrations"
-    " environments build services health slots draining replacing switching carrier handover attempt watch deploy"
-    " views cli"
+    "errors log run files observe config shapes host tools memory mirror inputs releases steps complaints commands"
+    " migrations environments build services health slots draining replacing switching carrier handover attempt watch"
+    " deploy views cli"
 ).split()
 APART = {"__init__", "migrate_locked"}  # the latter is run by the application's Python, not imported
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from deployer import config, errors, inputs, mirror, observe, releases, steps, tools
+from deployer import config, inputs, mirror, observe, releases, steps, tools
 
 INI = """\
 [step python]
@@ -55,11 +55,11 @@ AROUND = {
 }
 
 
-def commit(ini: str = INI, is_project: bool = True, **changes: str) -> mirror.Commit:
+def commit(ini: str = INI, **changes: str) -> mirror.Commit:
     paths = {**PATHS, **{name.replace("__", "/"): oid for name, oid in changes.items()}}
     kinds = {path: "tree" if path == "src" else "blob" for path in paths}
     tree = {path: mirror.Entry("100644", kinds[path], oid) for path, oid in paths.items() if oid}
-    return mirror.Commit("c" * 40, tree, config.parse(ini, "deploy.ini"), is_project)
+    return mirror.Commit("c" * 40, tree, config.parse(ini, "deploy.ini"))
 
 
 def decide(
@@ -217,7 +217,7 @@ def test_an_earlier_steps_tree_counts_if_it_was_used() -> None:
 def test_files_of_a_submodule_count_as_the_submodule() -> None:
     paths = {path: mirror.Entry("100644", "blob", "b") for path in ("lock", "a.sql")}
     tree = {**paths, "libs": mirror.Entry("040000", "tree", "t"), "libs/x": mirror.Entry("160000", "commit", "c1")}
-    view = inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini"), False), {})
+    view = inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini")), {})
     assert view.values(config.Step("s"), seen("libs/x/y/z.py", "libs/x/y")) == {"libs/x": "c1"}
 
 
@@ -233,7 +233,7 @@ def test_what_is_taken_away_from_the_inputs_does_not_count_when_it_is_read() -> 
 def test_a_link_that_leads_elsewhere_counts() -> None:
     def view(target: str) -> inputs.View:
         tree = {**commit().tree, "now": mirror.Entry("120000", "blob", target)}
-        return inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini"), False), {})
+        return inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini")), {})
 
     read = view("b1").values(config.Step("s"), seen("a.sql"))
     assert {name: view("b2").value(name) for name in read} != read
@@ -265,14 +265,6 @@ def test_pip_starts_from_a_copy_only_where_nothing_is_to_be_removed() -> None:
     assert pip([own]).nearest == own.path, "only the packages of the repository may differ"
     assert pip([own], **{"requirements.txt": "b2"}).nearest is None
     assert pip([own], **{"a.sql": "b9"}).nearest is None
-
-
-def test_a_missing_lock_file_is_told() -> None:
-    with pytest.raises(
-        errors.DeployError, match=r"step python: pyproject.toml is in the commit but poetry.lock is not"
-    ):
-        steps.applying(commit("[role web]\n", **{"pyproject.toml": "b1"}), ["web"])
-    assert steps.applying(commit("[role web]\n", is_project=False, **{"pyproject.toml": "b1"}), ["web"]) == []
 
 
 def test_of_steps_that_provide_the_same_the_first_is_taken() -> None:
