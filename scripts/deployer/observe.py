@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OPEN, LISTS = 0x20, 0x40000000  # the latter: it is a folder
-CHANGES = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200  # written, its mode set, moved, made or removed
+OPEN, FOLDER = 0x20, 0x40000000  # the latter: it is one
+MAKES = 0x80 | 0x100  # moved to here, or made
+CHANGES = 0x2 | 0x4 | 0x8 | 0x40 | 0x200 | MAKES  # written, its mode set, moved away or removed
 OVERFLOW = 0x4000
 EVENT = struct.Struct("iIII")
 CACHES = re.compile(r"(.*/)?__pycache__(/.*)?|.*\.pyc")  # Python's own, which it checks against the source itself
@@ -40,7 +41,8 @@ class Observer(threading.Thread):
         super().__init__(daemon=True)
         self.top, self.apart, self.beyond = top, {path.rstrip("/") for path in apart}, beyond
         self.folders: dict[int, str] = {}  # by watch
-        self.before: set[str] = set()
+        self.known: set[str] = set()  # of which there was an event
+        self.made: set[str] = set()  # which was their making
         self.opened: set[str] = set()
         self.listed: set[str] = set()
         self.changed: set[str] = set()
@@ -54,10 +56,8 @@ class Observer(threading.Thread):
         self.events = self.calls.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self.is_complete = self.events >= 0
         self.stopped, self.stop = os.pipe()
-        behind = [(folder, os.listdir(top)) for folder in self.beyond if (top := self.top / folder).is_dir()]
-        for folder, names in [*folders_of(self.top, self.apart), *behind]:
-            self.before.update(os.path.join(folder, name) for name in names)
-            if self.is_complete:
+        for folder in (*folders_of(self.top, self.apart), *self.beyond):
+            if self.is_complete and (self.top / folder).is_dir():
                 self.watch(folder)
         if self.is_complete:
             self.start()
@@ -101,28 +101,33 @@ class Observer(threading.Thread):
                     yield self.folders[number], mask, os.fsdecode(data[position - length : position].rstrip(b"\0"))
 
     def note(self, path: str, mask: int) -> None:
-        if mask & LISTS and mask & OPEN:
-            self.listed.add(path.rstrip("/"))
-        elif mask & OPEN and path in self.before:
-            self.opened.add(re.sub(r"(?:(.*/))?__pycache__/([^/.]+)\.[^/]*pyc$", source_of, path))
+        path = path.rstrip("/")
+        if mask & MAKES and path not in self.known:
+            self.made.add(path)
+        self.known.add(path)
+        if mask & OPEN and path not in self.made:
+            source = re.sub(r"(?:(.*/))?__pycache__/([^/.]+)\.[^/]*pyc$", source_of, path)
+            (self.listed if mask & FOLDER else self.opened).add(source)
         elif mask & CHANGES and not CACHES.fullmatch(path):
-            self.changed.add(path.rstrip("/"))
+            self.changed.add(path)
 
     def left(self) -> tuple[str, ...]:
         """Of what was changed, what is not as it was."""
         return tuple(sorted(path for path in self.changed if self.holds(path) or self.is_missing(path)))
 
     def is_missing(self, path: str) -> bool:
-        return path in self.before and path not in self.apart and not os.path.lexists(self.top / path)
+        return path not in self.made and path not in self.apart and not os.path.lexists(self.top / path)
 
-    def holds(self, path: str) -> bool:
+    def holds(self, path: str, is_new: bool = False) -> bool:
         """Whether there is anything that counts: a folder may hold nothing but what is provided."""
         place = self.top / path
         if path in self.apart or CACHES.fullmatch(path) or not os.path.lexists(place):
             return False
         if place.is_symlink() or not place.is_dir():
             return True
-        return path not in self.before and any(self.holds(os.path.join(path, name)) for name in os.listdir(place))
+        if not is_new and path not in self.made:
+            return False
+        return any(self.holds(os.path.join(path, name), True) for name in os.listdir(place))
 
 
 def source_of(match: re.Match[str]) -> str:
@@ -130,10 +135,10 @@ def source_of(match: re.Match[str]) -> str:
     return f"{match[1] or ''}{match[2]}.py"
 
 
-def folders_of(top: Path, apart: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every folder below `top`, relative to it, with all names in it."""
-    for place, folders, names in os.walk(top):
+def folders_of(top: Path, apart: set[str]) -> Iterator[str]:
+    """Every folder below `top`, relative to it."""
+    for place, folders, _ in os.walk(top):
         folder = os.path.relpath(place, top)
         folder = "" if folder == "." else folder
-        yield folder, [*folders, *names]
+        yield folder
         folders[:] = [name for name in folders if os.path.join(folder, name) not in apart]
