@@ -225,6 +225,18 @@ def test_without_memory_for_two_it_is_stopped_then_started(world: World, fronten
     assert (done.outcome, frontend.health()["commit"], len(running(frontend))) == ("deployed", new, 1)
 
 
+def test_other_variables_reach_what_serves(world: World, frontend: Machine) -> None:
+    """The commit runs already: it is made ready anew, and nobody has to restart anything."""
+    frontend.run("sh", "-c", "echo FLAVOUR=vanilla >> /srv/app/shared/.env")
+    before, slot = frontend.out("readlink /srv/app/current"), serving(frontend)
+    done = frontend.deploy()
+    assert (done.outcome, done.result["commit"]) == ("deployed", done.result["previous"])
+    assert frontend.out("readlink /srv/app/current") != before and serving(frontend) != slot
+    pid = frontend.show(f"gunicorn@{serving(frontend)}.service", "MainPID")
+    frontend.run("grep", "-z", "FLAVOUR=vanilla", f"/proc/{pid}/environ")
+    assert frontend.deploy().outcome == "unchanged"
+
+
 def test_an_application_that_redirects_and_checks_its_hosts(world: World, frontend: Machine) -> None:
     """It is asked as nginx would ask it: health_headers."""
     settings = (world.clone / "mysite/settings.py").read_text()
