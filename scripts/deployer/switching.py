@@ -18,7 +18,8 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     """Prove the release where that is possible, switch to it, bring the services and confirm; else go back."""
     machine = progress.machine
     try:
-        services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
+        if machine.owns_services:
+            services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
         replacing.prove(progress, release)
         progress.stage("switching")
         switch(progress, release, memory.Intent(release.name, good.name if good else "", by))

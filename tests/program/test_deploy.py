@@ -108,6 +108,14 @@ def test_a_fixed_commit_deploys_after_a_failed_one_and_a_push_tries_again(app: A
     assert app.deploy("--trigger", "cd").result["outcome"] == "deployed"
 
 
+def test_without_a_machine_ini_no_service_is_asked(app: App) -> None:
+    services = "services = site.service\nreload = nginx.service\n"
+    app.commit({"deploy.ini": DEPLOY_INI.replace("[role web]\n", "[role web]\n" + services)})
+    log = app.deploy().log
+    assert "services are left alone" in log
+    assert "sudo" not in log
+
+
 def test_a_release_that_fails_its_check_is_rolled_back_and_not_tried_again(app: App) -> None:
     config = DEPLOY_INI.replace("shared = .env", "shared = .env\nhealth_timeout = 1").replace(
         "[role web]", "[role web]\ncheck = sh -c 'echo looking; test ! -e broken'"
