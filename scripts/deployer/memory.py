@@ -256,7 +256,9 @@ def bad_commits(machine: host.Machine) -> dict[str, dict[str, str]]:
 def remember_bad(machine: host.Machine, commit: str, kind: str, why: str) -> None:
     """kind: `unhealthy`, `step` (one failed) or `person` (somebody rolled back from it)."""
     others = {name: about for name, about in bad_commits(machine).items() if name != commit}
-    env = tools.digest(tools.read_env(machine))  # with another one it may be good
+    env = ""  # with another one it may be good
+    with contextlib.suppress(errors.DeployError):
+        env = tools.digest(tools.read_env(machine))
     newest = {**others, commit: {"kind": kind, "why": why, "when": files.now(), "env": env}}
     try:
         write_bad(machine, dict([*newest.items()][-BAD_COMMITS:]))

@@ -140,6 +140,16 @@ def test_the_variables_themselves_are_written_nowhere(app: App) -> None:
     assert done.returncode == 1, done.stdout
 
 
+def test_variables_that_cannot_be_read_are_told(app: App) -> None:
+    commit(app, "sh -c 'mkdir dist'")
+    (app.root / "shared/.env").mkdir()
+    done = app.deploy(expect=10)
+    assert f"{app.root}/shared/.env cannot be read: Is a directory; mend it" in done.result["message"]
+    assert app.run("status").result["interrupted"] is False
+    (app.root / "shared/.env").rmdir()
+    app.deploy()
+
+
 def test_the_steps_of_a_role_that_is_added_run(app: App) -> None:
     more = "[step theirs]\nroles = more\ninputs = package\nprovides = theirs\nrun = sh -c 'mkdir theirs'\n"
     commit(app, "sh -c 'mkdir dist'", more)
