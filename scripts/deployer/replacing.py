@@ -42,6 +42,17 @@ def prove(progress: memory.Progress, release: Release) -> Slot | None:
     return slot
 
 
+def give_slot(progress: memory.Progress, release: Release) -> None:
+    """Before a release serves, also one that could not be proved first: the rename of `current` switches all."""
+    machine, current = progress.machine, releases.current(progress.machine)
+    role = slots.role_of(machine, release)
+    both = slots.slots_of(role) if role else []
+    if role and not slots.serving(release, both):
+        slot = slots.idle(both, slots.serving(current, both) if current else None)
+        draining.end(slot, role, machine)
+        slots.place(machine, slot, release)
+
+
 def newcomer(machine: host.Machine, release: Release, role: config.Role, slot: Slot) -> health.Subject:
     """A release that runs in a slot and does not serve yet; asked so often that each worker is likely to answer."""
     subject = health.Subject(machine, release, release.settings(), (role,), (slot.service,), {}, slot.socket, True)

@@ -20,7 +20,8 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     try:
         if machine.owns_services:
             services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
-        replacing.prove(progress, release)
+        if not replacing.prove(progress, release):
+            replacing.give_slot(progress, release)
         progress.stage("switching")
         switch(progress, release, memory.Intent(release.name, good.name if good else "", by))
     except errors.Unhealthy as error:
@@ -102,7 +103,8 @@ def go_back(
     log.warning(f"going back to {good.name}")
     memory.forget_last(machine)  # on a full disk: room for the link; it is written anew
     try:
-        replacing.prove(progress, good)
+        if not replacing.prove(progress, good):
+            replacing.give_slot(progress, good)
         return_to(progress, good, str(error))
         reports = activate(progress, good)
     except (errors.DeployError, OSError) as second:

@@ -29,6 +29,13 @@ def test_killed_anywhere(world: World, count: int, power_on: int, changes: tuple
     world.machine("frontend").sh(f"systemctl reset-failed {STARTUP} {PUSH}", check=False)
 
 
+def test_killed_at_a_boot_right_after_its_rename(world: World) -> None:
+    """No slot served that could have proved the release first: the site answers all the same."""
+    outcome = kills.run_case(Subject(world, ("code",)), kills.Case("power-on", "code", "switched"))
+    assert outcome.met == "in the deploy" and outcome.problems == []
+    world.machine("frontend").sh(f"systemctl reset-failed {STARTUP} {PUSH}", check=False)
+
+
 def test_a_rollback_killed_right_after_its_rename(world: World) -> None:
     subject = Subject(world, ("code",))
     frontend = subject.frontend
