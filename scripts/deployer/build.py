@@ -22,8 +22,10 @@ from deployer import (
     inputs,
     log,
     memory,
+    migrations,
     mirror,
     observe,
+    pending,
     releases,
     shapes,
     steps,
@@ -133,10 +135,36 @@ class Making(NamedTuple):
 
 
 def take_step(progress: memory.Progress, making: Making, decision: steps.Decision) -> None:
-    """Run or skip one step."""
-    step, site, began = decision.step, making.site, time.monotonic()
-    entry: dict[str, Any] = {"name": step.name, "result": "ran", "seconds": 0.0, "why": decision.why}
+    """Run or skip one step. What asks the database is skipped until the answer has come."""
+    if decision.needed:
+        progress.pending.settle()
+    entry: dict[str, Any] = {"name": decision.step.name}
     progress.steps.append(entry)
+    carry_out(progress, making, decision, entry)
+    if decision.step.can_be_asked and not decision.needed:
+        put_question(progress, making, decision, entry)
+
+
+def put_question(progress: memory.Progress, making: Making, decision: steps.Decision, entry: dict[str, Any]) -> None:
+    """Ask the application whether a step that migrates may be skipped, while something else goes on."""
+    question = migrations.Question(making.site, decision.step)
+
+    def settle() -> bool:
+        why = question.why()
+        if why:
+            carry_out(progress, making, decision._replace(needed=True, why=why), entry)
+        else:
+            entry["why"] = "asked the database: nothing is unapplied"
+            log.info(f"{decision.step.name}: skipped, {entry['why']}")
+        return bool(why)
+
+    progress.pending.questions.append(pending.Question(question.is_answered_with_yes, settle))
+
+
+def carry_out(progress: memory.Progress, making: Making, decision: steps.Decision, entry: dict[str, Any]) -> None:
+    """Run or skip one step, and enter into the result what was done."""
+    step, site, began = decision.step, making.site, time.monotonic()
+    entry.update(result="ran", seconds=0.0, why=decision.why)
     progress.stage(f"step {step.name}")
     try:
         for path in step.provides:
@@ -147,7 +175,8 @@ def take_step(progress: memory.Progress, making: Making, decision: steps.Decisio
             log.info(f"{step.name}: done in {time.monotonic() - began:.1f} s")
         else:
             entry["result"] = "skipped"
-            log.info(f"{step.name}: skipped, {decision.why}")
+            asks = "the database is asked" if step.can_be_asked else "skipped"
+            log.info(f"{step.name}: {asks}, {decision.why}")
             kept = take_over(site.release, decision)
         making.made.update(dict.fromkeys(step.provides, kept.name if kept else ""))
         making.kept.extend([kept.name] if kept else [])
@@ -171,7 +200,7 @@ def run_step(making: Making, decision: steps.Decision) -> Path | None:
     """Run one step in the release; return what now keeps what it provides, or notes that it was done."""
     step, site = decision.step, making.site
     if not decision.fingerprint:
-        commands.run_step(site, step)
+        migrations.check(site, step, commands.run_step(site, step))
         check_provided(site, step)
         return None
     free = files.free_bytes(site.machine.root)
@@ -245,13 +274,16 @@ def observe_step(making: Making, step: config.Step) -> tuple[dict[str, str], lis
     """Run a step; what it was seen to depend on, and what it left in the release without providing it."""
     site, made = making.site, making.made
     if step.migrates:  # the database is asked
-        commands.run_step(site, step)
+        migrations.check(site, step, commands.run_step(site, step))
         return {}, []
     provided = {path for other in site.commit.settings.steps for path in other.provides}
     beyond = [folder for path in made for folder in folders_within(site.release.path, path)]
     with observe.Observer(site.release.path, provided | {*site.commit.settings.shared}, beyond) as observer:
-        commands.run_step(site, step)
-    return inputs.View(site.commit, made).values(step, observer.seen), left_by(site, step, observer.seen)
+        notes = commands.run_step(site, step)
+    migrations.check(site, step, notes)
+    migrated = {inputs.MIGRATED: "yes"} if notes else {}
+    values = inputs.View(site.commit, made).values(step, observer.seen)
+    return {**values, **migrated}, left_by(site, step, observer.seen)
 
 
 def folders_within(top: Path, path: str) -> Iterator[str]:

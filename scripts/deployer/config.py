@@ -13,6 +13,20 @@ from typing import NamedTuple
 
 from deployer import errors
 
+IS_DJANGO = re.compile(r"(.*/)?(manage\.py|django-admin(\.py)?)|django")
+# the words, each with its end, of a command that is Django's `migrate` of all applications and nothing else
+PLAIN_MIGRATE = re.compile(
+    r"""
+    (env\n(\w+=.*\n)* | (poetry|pipenv|pdm)\nrun\n | uv\nrun\n(--[\w-]+(=.*)?\n)*)*
+    ((.*/)?python[\d.]*\n (-[uBOqbd]+\n | -[WX].+\n)* ((.*/)?manage\.py\n | -m\ndjango\n)
+     | (.*/)?(manage\.py|django-admin(\.py)?)\n)
+    migrate\n
+    (--(no-?input|traceback|no-color|force-color|skip-checks|fake-initial)\n
+     | --(database|settings|pythonpath|verbosity)[=\n].+\n | -v\n?\d\n)*
+    """,
+    re.VERBOSE,
+)
+
 
 class Step(NamedTuple):
     """One [step NAME] section: a command that is a function of its inputs."""
@@ -37,8 +51,14 @@ class Step(NamedTuple):
 
     @property
     def migrates(self) -> bool:
-        """Whether its command is `python manage.py migrate ...`: that runs under the database's lock."""
-        return self.run[1:3] == ("manage.py", "migrate")
+        """Whether its command names Django's `migrate`; what else may run it is seen when it does."""
+        found = [word for text in self.run for word in re.split(r"[\s;&|()]+", text)]
+        return "migrate" in found and any(IS_DJANGO.fullmatch(word) for word in found)
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether its command, with --plan behind it, does nothing but say what Django's `migrate` would do."""
+        return bool(re.fullmatch(PLAIN_MIGRATE, "".join(word + "\n" for word in self.run)))
 
     @property
     def syncs(self) -> bool:

@@ -57,6 +57,7 @@ def bring_to_target(progress: memory.Progress) -> memory.Outcome:
         if progress.switched or not source.repair(progress.machine.fetch_timeout):
             raise
     progress.steps.clear()
+    progress.pending.questions.clear()
     return bring_from(progress, source)
 
 

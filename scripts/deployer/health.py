@@ -33,6 +33,7 @@ class Subject(NamedTuple):
     socket: str = ""  # of the slot that paths are asked through; empty: nginx, at 127.0.0.1
     is_new: bool = False  # it does not serve yet: no question may go the way of the users
     times: int = 1  # how often each URL is asked
+    is_spoiled: Callable[[], bool] = bool  # whether what it answers does not matter any more
 
     def questions(self) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
         """The URLs to ask, with their headers."""
@@ -166,6 +167,8 @@ class Watch:
 
     def look(self) -> str:
         """What is wrong with a unit and may pass. Raises Unhealthy for what waiting cannot help."""
+        if self.subject.is_spoiled():
+            raise errors.Unhealthy("a step is to be run first")
         problem = ""
         for unit, state in services.states_of(self.subject.units).items():
             wrong, final = unit_problem(unit, state, self.subject.old.get(unit), self.first.setdefault(unit, state))

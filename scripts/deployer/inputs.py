@@ -26,6 +26,7 @@ MADE, NAMES, LOOKED_FOR, LINKS, ALL_FILES = (
 MAY_BE_LOOKED_FOR = re.compile(
     r"(.*/)?(\..+|patches|Makefile|.*\.(toml|cfg|ini|conf|lock|json|json5|ya?ml|xml|py|[cm]?[jt]sx?|vue|css|scss|sass|less))"
 )
+MIGRATED = "Django's migrate"  # was seen to run in a step
 AROUND = (".env", "roles", "Python", "Node.js", *sorted({*tools.NAMES.values()}))  # what tools.look() tells
 
 
@@ -124,6 +125,8 @@ class View:
 
     def value(self, name: str) -> str:
         """The present value of something that was observed; empty if it is not there any more."""
+        if name == MIGRATED:
+            return "yes"
         if name.startswith(MADE):
             return self.made.get(name[len(MADE) :], "")
         if name in (LINKS, ALL_FILES, "REVISION"):
@@ -187,7 +190,7 @@ def in_words(name: str, before: Mapping[str, str] | None = None, after: Mapping[
 
 def is_file(name: str) -> bool:
     """Whether a name of what was observed is that of a file of the commit."""
-    return not name.startswith((MADE, NAMES, LOOKED_FOR)) and name not in (LINKS, ALL_FILES)
+    return not name.startswith((MADE, NAMES, LOOKED_FOR)) and name not in (LINKS, ALL_FILES, MIGRATED)
 
 
 def is_named(path: str, inputs: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from deployer import errors, files, host, log, run, tools
+from deployer import errors, files, host, log, pending, run, tools
 
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 BAD_COMMITS = 50  # so many are remembered
@@ -76,6 +76,7 @@ class Progress:
         self.wanted: str | None = None  # the commit
         self.steps: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self.pending = pending.Pending()
         self.switched = False  # from then on the release matters more than what is noted of it
         self.interrupted = False  # whether the run before this one was
         self.lock = -1

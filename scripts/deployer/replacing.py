@@ -34,7 +34,8 @@ def prove(progress: memory.Progress, release: Release) -> Slot | None:
             draining.end(slot, role, machine)
             slots.place(machine, slot, release)
             slots.start(slot, release.settings().service_timeout)
-        health.wait_until_healthy(newcomer(machine, release, role, slot))
+        subject = newcomer(machine, release, role, slot)
+        health.wait_until_healthy(subject._replace(is_spoiled=progress.pending.is_spoiled))
     except (errors.Unhealthy, errors.CommandError) as error:
         detail = error.detail or services.journal_of(slot.service)
         draining.give_up(slot)

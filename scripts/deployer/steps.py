@@ -9,6 +9,7 @@ from typing import NamedTuple
 from deployer import config, inputs, log, mirror, releases
 
 Kept = Sequence[releases.Kept]
+CANNOT_BE_ASKED = "it migrates, and in this form it cannot be asked what is unapplied, so it always runs"
 
 
 class Decision(NamedTuple):
@@ -78,6 +79,8 @@ def decide_step(
         return decision._replace(why="has no inputs, so it always runs")
     if full:
         return decision._replace(why="--full")
+    if step.migrates and not step.can_be_asked:
+        return decision._replace(why=CANNOT_BE_ASKED)
     whys = []
     # what is done elsewhere (in a database, say) is as the last run left it; a tree is as it was made
     for tree in [tree for tree in (kept if step.provides else kept[:1]) if tree.key == decision.key]:
@@ -94,6 +97,8 @@ def why_not(step: config.Step, tree: releases.Kept, view: inputs.View) -> str:
     moved = inputs.changes(tree.seen, {name: view.value(name) for name in tree.seen})
     if moved:
         return moved
+    if inputs.MIGRATED in tree.seen:
+        return CANNOT_BE_ASKED
     if tree.left:
         return f"leaves {log.shorten(', '.join(tree.left))} in the release, which it does not provide"
     if tree.use == releases.OWN:

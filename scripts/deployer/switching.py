@@ -20,8 +20,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     try:
         if machine.owns_services:
             services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
-        if not replacing.prove(progress, release):
-            replacing.give_slot(progress, release)
+        prove(progress, release)
         progress.stage("switching")
         switch(progress, release, memory.Intent(release.name, good.name if good else "", by))
     except errors.Unhealthy as error:
@@ -42,6 +41,26 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     draining.leave_others(machine, release)
     commits = f" from {progress.previous[:8]}" if progress.previous else ""
     return memory.Outcome("deployed", f"{release.short} deployed{commits}", services=reports, healthy=True)
+
+
+def prove(progress: memory.Progress, release: Release) -> None:
+    """Prove the release where that is possible; anew if meanwhile it turned out that a step was still to be run.
+
+    Raises Unhealthy, and DeployError if that step fails.
+    """
+    try:
+        slot = replacing.prove(progress, release)
+    except errors.Unhealthy:
+        if not progress.pending.settle():
+            raise
+        slot = replacing.prove(progress, release)
+    else:
+        if progress.pending.settle():
+            if slot:
+                draining.give_up(slot)
+            slot = replacing.prove(progress, release)
+    if not slot:
+        replacing.give_slot(progress, release)
 
 
 def switch(progress: memory.Progress, release: Release, intent: memory.Intent) -> None:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "deploy_machine.py"
-ROOMS = sorted(path.stem for path in SCRIPT.with_name("deployer").glob("[!_]*.py") if path.stem != "migrate_locked")
+APART = ("migrate_locked", "site_hook")  # run by the application's Python
+ROOMS = sorted(path.stem for path in SCRIPT.with_name("deployer").glob("[!_]*.py") if path.stem not in APART)
 
 
 def run(arguments: Sequence[str], env: Mapping[str, str], patch: str = "") -> tuple[int, str, str]:
