@@ -1,7 +1,8 @@
 """./dev bench faults: kills, power cuts, migrations and deploys under load, in numbers too long for the tests.
 
-Prints tables in Markdown; the exit code is 1 if any promise was broken. It has two parts, each with its own place in
-docs/reliability.md: what disturbs deploys, and what the users of a site notice of deploys (--replace, replacing.py).
+Prints tables in Markdown; the exit code is 1 if any promise was broken. It has three parts, each with its own place in
+docs/reliability.md: what disturbs deploys, what the users of a site notice of deploys (--replace, replacing.py), and
+whether incremental deploys end where fresh ones do (--oracle, oracle.py; needs neither root nor machines).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from bench import replacing, report
+from bench import oracle, replacing, report
 from faults import cuts, kills
 from faults.subject import Subject
 from faults.under_load import Report, under_load
@@ -27,9 +28,11 @@ from lab.database import migrate_together
 from lab.host import REPOSITORY
 from lab.image import say
 from lab.world import World, snapshot
+from oracle import judge, sequences
 
 COMMAND = "./dev bench faults"
 REPLACE = f"{COMMAND} --replace"
+SEQUENCES = 300  # that the oracle is asked about
 
 
 @dataclasses.dataclass
@@ -162,6 +165,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenario", action="append", choices=replacing.NAMES, metavar="NAME",
                         help=f"with --replace, only this one; repeatable: {'; '.join(replacing.NAMES)}")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each scenario; default 3")
+    parser.add_argument("--oracle", type=int, nargs="?", const=SEQUENCES, metavar="N",
+                        help=f"only so many sequences, incrementally and afresh; default {SEQUENCES}")  # fmt: skip
+    parser.add_argument(
+        "--sequence", metavar="TEXT", help="with --oracle, only this one: see tests/oracle/sequences.py"
+    )
+    parser.add_argument("--mutate", action="store_true", help="with --oracle, take out each mend: it must be found")
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/reliability.md")
     return parser
 
@@ -171,12 +180,18 @@ def main() -> int:
     options = parser.parse_args()
     if options.scenario and (options.docs or not options.replace):
         parser.error("--scenario needs --replace, and does not go with --docs: the tables there have all of them")
+    if (options.sequence or options.mutate) and not options.oracle:
+        parser.error("--sequence and --mutate need --oracle")
+    if options.oracle:
+        return 1 if consult(options) else 0
     if os.geteuid() != 0:
         say("the machines need root: sudo ./dev bench faults")
         return 2
     snapshot("deployed")
     problems = [] if options.replace else disturb(options)
-    return 1 if replace(options) + problems else 0
+    problems += replace(options)
+    options.oracle = 0 if options.replace else SEQUENCES
+    return 1 if problems + (consult(options) if options.oracle else []) else 0
 
 
 def replace(options: argparse.Namespace) -> list[str]:
@@ -185,6 +200,22 @@ def replace(options: argparse.Namespace) -> list[str]:
     reports = replacing.run_all(options.scenario or replacing.NAMES, options.rounds)
     problems = [f"{each.name}: {problem}" for each in reports for problem in each.problems]
     publish(REPLACE, about(f"{options.rounds} rounds", began), replacing.tables(reports), problems, options.docs)
+    return problems
+
+
+def consult(options: argparse.Namespace) -> list[str]:
+    """Deploy sequences of commits incrementally and afresh; write the tables, return the differences."""
+    began = time.monotonic()
+    if options.sequence:
+        found = judge.judge(sequences.parse(options.sequence))
+        print(f"{found.seconds:.1f} s, {' '.join(found.outcomes)}: {found.difference or 'no difference'}")
+        return [str(found.difference)] * bool(found.difference)
+    reports = oracle.run_all(options.oracle, options.seed, options.jobs)
+    searches = oracle.mutate(options.seed, options.jobs) if options.mutate else []
+    problems = oracle.problems_of(reports) + [found.problem for found in searches if found.problem]
+    parts = [oracle.sequences_table(reports), oracle.outcomes_line(reports)]
+    parts += [oracle.mends_table(searches)] if searches else []
+    publish(oracle.COMMAND, about(f"Seed {options.seed}", began), parts, problems, options.docs)
     return problems
 
 

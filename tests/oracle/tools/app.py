@@ -1,0 +1,88 @@
+"""What the application does when it is started: it looks at all that it needs, as looks.txt says, and tells it as JSON.
+
+What it cannot find is an ERROR: of a deploy that succeeded nothing may be missing.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+from pathlib import Path
+
+
+def look_import(name):
+    return importlib.import_module(name).VALUE
+
+
+def look_packages():
+    return sorted(f"{each.metadata['Name']} {each.version}" for each in importlib.metadata.distributions())
+
+
+def look_python():
+    return platform.python_version()
+
+
+def look_run(program):
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout
+
+
+def look_read(path):
+    return Path(path).read_text()
+
+
+def look_maybe(path):
+    return Path(path).read_text() if Path(path).exists() else None
+
+
+def look_assets(manifest):
+    """The files that pages would name: their names come from a manifest, as those with a hash in it do."""
+    folder = Path(manifest).parent
+    return {name: (folder / name).read_text() for name in Path(manifest).read_text().split()}
+
+
+def look_variable(name):
+    return os.environ.get(name)
+
+
+def look_write(path):
+    Path(path).write_text("written")
+    return Path(path).read_text()
+
+
+def look_tables(database, folder):
+    """Whether the database has what the code needs; what it has besides is left from other commits."""
+    path = Path(os.environ.get(database, database))
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        there = {name for (name,) in connection.execute("select name from sqlite_master")}
+    needed = {each.stem for each in Path(folder).glob("*.sql")}
+    if needed - there:
+        raise LookupError(f"no such table: {' '.join(sorted(needed - there))}")
+    return sorted(needed)
+
+
+def look_migrations(manage):
+    """What Django says of the migrations of this commit."""
+    command = [os.environ["PYTHON"], "-B", manage, "migrate", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LookupError(f"unapplied migrations: {done.stdout.split()} {done.stderr[-300:]}")
+    return "all are applied"
+
+
+def main():
+    seen = {}
+    for line in Path("looks.txt").read_text().splitlines():
+        what, *words = line.split()
+        try:
+            seen[line] = globals()[f"look_{what}"](*words)
+        except (Exception, SystemExit) as error:
+            seen[line] = f"ERROR {type(error).__name__}: {error}"
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()
