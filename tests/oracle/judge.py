@@ -102,6 +102,7 @@ class Trial:
         before = self.conditions
         for word in words:
             self.conditions = self.conditions.changed_by(word, number)
+            self.refusable |= word == "production"  # without development packages a build may be impossible
         self.incremental.set(self.conditions)
         self.commit(words)
         name, _, which = event.partition(":")

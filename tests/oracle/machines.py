@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import django
+
 import preloaded
 from oracle import packages, parts
 from oracle.packages import Files, Link
@@ -41,7 +43,7 @@ class Conditions(NamedTuple):
     env: tuple[tuple[str, str], ...]  # shared/.env
     roles: tuple[str, ...] = ("frontend",)
     python: int = 0  # which of interpreters()
-    stamp: int = 1  # version of the tool `stamp`
+    stamp: int = 0  # version of the tool `stamp`
 
     def changed_by(self, event: str, number: int) -> Conditions:
         """How it is after this event of a sequence; the number makes it differ from before."""
@@ -69,6 +71,7 @@ def first_conditions(wheels: Path) -> Conditions:
         "UV_FIND_LINKS": str(wheels),
         "UV_PYTHON_DOWNLOADS": "never",
         "POETRY_KEYRING_ENABLED": "false",
+        "DJANGO": str(Path(django.__file__).parents[1]),
         "NPM_CONFIG_OFFLINE": "true",
         "NPM_CONFIG_UPDATE_NOTIFIER": "false",
     }
@@ -117,7 +120,7 @@ class Repository:
 
     def compose(self) -> None:
         """deploy.ini: what the parts say in deploy.d/, in their order."""
-        shared = " ".join([".env", *(part.shared for part in self.application if part.shared)])
+        shared = " ".join({".env": None} | {part.shared: None for part in self.application if part.shared})
         texts = [f"[deploy]\nshared = {shared}\nkeep = {self.keep}\n"]
         texts += [self.numbered((self.origin / f"deploy.d/{part.name}.ini").read_text()) for part in self.application]
         texts.append("[step last]\nwhen = FAIL\nrun = sh -c 'echo it fails; exit 1'\n")

@@ -62,11 +62,10 @@ BACKEND = '\n[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-p
 
 def package(folder: str, name: str, *depends: str) -> Files:
     """A package of the repository: one module, with its own build backend beside it."""
-    place = f"{folder}/" if folder else ""
     return {
-        f"{place}pyproject.toml": project(name, *depends, more=BACKEND),
-        f"{place}backend.py": tool("backend.py"),
-        f"{place}{name}.py": 'VALUE = "{n}"\n',
+        f"{folder}/pyproject.toml": project(name, *depends, more=BACKEND),
+        f"{folder}/backend.py": tool("backend.py"),
+        f"{folder}/{name}.py": 'VALUE = "{n}"\n',
     }
 
 

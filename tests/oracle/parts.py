@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from oracle.packages import Files, Link, package, project, tarball, tool
+from oracle.packages import BACKEND, Files, Link, package, project, tarball, tool
 
 
 class Part(NamedTuple):
@@ -139,10 +139,18 @@ def pip_parts(pip: str, ini: str, weight: int) -> list[Part]:
         Part(
             f"{pip}-here",
             "requirements.txt with -e . : the repository itself is the package",
-            files={"requirements.txt": "-e .\nalpha==1\n", **package("", "greet")},
+            files={
+                "requirements.txt": "-e .\nalpha==1\n",
+                "pyproject.toml": project("greet", more=BACKEND),
+                "backend.py": tool("backend.py"),
+                "src/greet.py": 'VALUE = "{n}"\n',
+            },
             ini=ini,
             looks=("import greet", "packages"),
-            changes={"module": {"greet.py": 'VALUE = "{n}"\n'}, "upgrade": {"requirements.txt": "-e .\nalpha=={n}\n"}},
+            changes={
+                "module": {"src/greet.py": 'VALUE = "{n}"\n'},
+                "upgrade": {"requirements.txt": "-e .\nalpha=={n}\n"},
+            },
             weight=weight,
         ),
     ]
@@ -196,7 +204,57 @@ OWN_PARTS = [
     own_venv("own-venv-cwd", "the same with cwd = backend", f"cwd = backend\nrun = sh -c '{MAKE_VENV}'"),
 ]
 
-PYTHON = [*UV_PARTS, *pip_parts("uvpip", UV_PIP, 3), *pip_parts("pip", "", 1), *POETRY_PARTS, *OWN_PARTS]
+SETTINGS = """\
+import os
+
+SECRET_KEY = "of a test"
+INSTALLED_APPS = ["django.contrib.staticfiles", "board"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DATABASE"]}}
+STATIC_URL, STATIC_ROOT = "static/", "staticfiles"
+STORAGES = {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"}}
+DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+"""
+
+
+def migration(name: str, after: str = "") -> Files:
+    """A migration of the application `board` that makes a table."""
+    model = f'migrations.CreateModel("{name}", fields=[("id", models.AutoField(primary_key=True))])'
+    depends = f'[("board", "{after}")]' if after else "[]"
+    text = "from django.db import migrations, models\n\n\nclass Migration(migrations.Migration):\n"
+    return {f"board/migrations/{name}.py": f"{text}    dependencies = {depends}\n    operations = [{model}]\n"}
+
+
+DJANGO = Part(
+    "django",
+    "a real Django with SQLite below shared/: migrate and collectstatic are its own, by the defaults",
+    files={
+        "requirements.txt": "django\n",
+        "manage.py": "import os\nimport sys\n\nfrom django.core.management import execute_from_command_line\n\n"
+        'os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")\nexecute_from_command_line(sys.argv)\n',
+        "settings.py": SETTINGS,
+        "board/__init__.py": "",
+        "board/migrations/__init__.py": "",
+        "board/static/logo.svg": "logo {n}\n",
+        "data/README": "files of the application\n",
+        **migration("first"),
+    },
+    # not installed again for each release, as that takes seconds: the one of the tests is used
+    ini='[step python-pip]\nrun = sh -c \'echo "$DJANGO" > "$(ls -d .venv/lib/python*/site-packages)"/django.pth\'\n',
+    looks=("import django.VERSION", "migrations manage.py", "read staticfiles/staticfiles.json"),
+    changes={
+        "second": migration("second", "first"),
+        "third": {**migration("second", "first"), **migration("third", "second")},
+        "undone": {"board/migrations/third.py": None},
+        "static": {"board/static/logo.svg": "logo {n}\n"},
+    },
+    skips="python-pip",
+    shared="data",
+    settings=("database",),
+    carries="staticfiles",
+    weight=2,
+)
+
+PYTHON = [DJANGO, *UV_PARTS, *pip_parts("uvpip", UV_PIP, 3), *pip_parts("pip", "", 1), *POETRY_PARTS, *OWN_PARTS]
 
 # --- npm -----------------------------------------------------------------------------------------------------
 
@@ -247,12 +305,16 @@ NPM = [
         looks=("read static/dist/app.css",),
         changes={**NPM_CHANGES, "style": {"client/app.css": "body {} /* {n} */\n"}},
         refusable="*",
-        weight=2,
+        weight=1,
     ),
     Part(
         "npm-patched",
         "packages that are changed after their installation, as patch-package does it",
-        files={**with_tool("frontend", postinstall="node patch.js"), "patch.js": tool("patch.js")},
+        files={
+            **with_tool("frontend", postinstall="node patch.js"),
+            "patch.js": tool("patch.js"),
+            "patches/tool.js": "module.exports += 'patched {n}';\n",
+        },
         looks=("read node_modules/tool/index.js",),
         changes={
             "patch": {"patches/tool.js": "module.exports += 'patched {n}';\n"},
@@ -541,4 +603,4 @@ OTHERS = [
 ]
 
 ALL = {part.name: part for part in [*PYTHON, *NPM, *MANAGE, *OTHERS]}
-KINDS = {"python": PYTHON, "npm": NPM, "manage": MANAGE}  # an application has at most one of each
+KINDS = {"python": PYTHON, "npm": NPM, "manage": [*MANAGE, DJANGO]}  # an application has at most one of each

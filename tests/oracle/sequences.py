@@ -66,7 +66,7 @@ def sequences(draw: st.DrawFn, including: tuple[str, ...] = ()) -> Sequence:
     chosen = {name: parts.ALL[name] for name in including}
     for kind, choices in parts.KINDS.items():
         part = draw(st.sampled_from([*weighted(choices), *[None] * NONE[kind]]))
-        if part and not any(other.name in chosen for other in choices):
+        if part and not any(other.name in chosen for other in rivals(part)):
             chosen[part.name] = part
     some = draw(st.integers(1, 3))
     others = st.lists(st.sampled_from(weighted(parts.OTHERS)), min_size=some, max_size=some)
@@ -77,11 +77,16 @@ def sequences(draw: st.DrawFn, including: tuple[str, ...] = ()) -> Sequence:
     return Sequence(tuple(part.name for part in application), draw(st.sampled_from([1, 1, 2, 3])), tuple(events))
 
 
+def rivals(part: parts.Part) -> list[parts.Part]:
+    """Those of which an application has only one, if this is among them."""
+    return [other for choices in parts.KINDS.values() if part in choices for other in choices]
+
+
 def event(application: List[parts.Part]) -> st.SearchStrategy[str]:
     """Mostly commits that change something; `+` joins two of them."""
     changes = st.sampled_from([f"{part.name}.{change}" for part in application for change in part.changes] or ["docs"])
     on_machine = [setting for part in application for setting in part.settings]
-    rare = st.sampled_from([*ANY_TIME, *on_machine, *on_machine])
+    rare = st.sampled_from([*ANY_TIME, *on_machine * 3])
     return st.one_of(
         changes,
         changes,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 
 def look_import(name):
-    return importlib.import_module(name).VALUE
+    module, _, attribute = name.partition(".")
+    return getattr(importlib.import_module(module), attribute or "VALUE")
 
 
 def look_packages():

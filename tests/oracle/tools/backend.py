@@ -1,4 +1,4 @@
-"""A build backend of one file (PEP 517 and 660): what it packs is the module beside it, of the project's name."""
+"""A build backend of one file (PEP 517 and 660): it packs the module of the project's name, beside it or in src/."""
 
 import os
 import re
@@ -7,13 +7,17 @@ import zipfile
 
 def build_wheel(directory, settings=None, metadata=None):
     name, version = about()
-    with open(name + ".py") as module:
+    with open(os.path.join(sources(), name + ".py")) as module:
         return pack(directory, name, version, {name + ".py": module.read()})
 
 
 def build_editable(directory, settings=None, metadata=None):
     name, version = about()
-    return pack(directory, name, version, {f"_{name}.pth": os.getcwd() + "\n"})
+    return pack(directory, name, version, {f"_{name}.pth": sources() + "\n"})
+
+
+def sources():
+    return os.path.abspath("src" if os.path.isdir("src") else ".")
 
 
 def about():
