@@ -7,5 +7,6 @@ machines.py    the machines, and new commits
 tools.py       installs the other tools, pinned
 probe.py       the stopwatch: it runs in the runner's namespace, and on the machines
 faults.py      ./dev bench faults: kills, power cuts, load (the parts are in tests/faults)
+oracle.py      its campaign of incremental and fresh deploys (the parts are in tests/oracle)
 report.py      medians, ratios, bars, tables; and their places in the documents
 """

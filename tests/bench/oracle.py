@@ -78,7 +78,7 @@ def groups_of(sequence: sequences.Sequence) -> Iterator[str]:
     found = [
         group
         for group, names in GROUPS.items()
-        if any(p == n or p.startswith(f"{n.rstrip('-')}-") for p in sequence.parts for n in names)
+        if any(p == n or p.startswith(f"{n.rstrip('-')}-") for p in sequence.names for n in names)
     ]
     yield from found or ["none of these"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from oracle import comparison, machines, sequences
+from oracle import comparison, machines, packages, sequences
 from oracle.machines import Conditions, Machine, Outcome, Repository
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -99,7 +99,6 @@ class Trial:
     def happen(self, event: str, number: int) -> None:
         """One event, the deploy after it, and the comparison."""
         words = event.split("+")
-        before = self.conditions
         for word in words:
             self.conditions = self.conditions.changed_by(word, number)
             self.refusable |= word == "production"  # without development packages a build may be impossible
@@ -112,7 +111,7 @@ class Trial:
         if name == "back":
             commit = self.repository.commits[int(which) % len(self.repository.commits)]
             options = ["--commit", commit, "--force"]
-        self.forced = False
+        self.forced, runs = False, self.incremental.revision()
         outcome = self.incremental.run("deploy", *options, patch=self.patch)
         self.note(outcome)
         fresh = self.afresh(commit)
@@ -120,12 +119,15 @@ class Trial:
         if outcome.is_good:
             self.made.setdefault(self.incremental.release.name, self.conditions)
             self.compare(commit, fresh)
-        self.compare_skips(event, outcome, unchanged=before == self.conditions)
+        self.compare_skips(outcome)
+        if event == "docs" and outcome.is_good and self.repository.commits[-2:-1] == [runs]:
+            self.compare_what_ran(outcome)
         return None
 
     def commit(self, words: list[str]) -> None:
         """Make the commit of an event, if it has one."""
-        changes, files = {f"{part.name}.{name}": part for part in self.application for name in part.changes}, {}
+        changes = {f"{part.name}.{name}": part for part in self.application for name in part.changes}
+        files: dict[str, packages.Content] = {}
         for word in words:
             name, _, which = word.partition(":")
             if word in changes:
@@ -210,15 +212,17 @@ class Trial:
         folders = tuple(f"{part.carries}/" for part in self.application if part.carries)
         self.carried |= {(path, what) for path, what in held.items() if folders and path.startswith(folders)}
 
-    def compare_skips(self, event: str, outcome: Outcome, unchanged: bool) -> None:
-        """What is skipped is proven in words, and what concerns nobody is skipped."""
+    def compare_skips(self, outcome: Outcome) -> None:
+        """What is skipped is proven in words."""
         for step, why in outcome.steps("skipped").items():
             if not re.search(r"\bsame \S", why):
                 raise Found("proves", f"{step} was skipped, and why does not name what is the same: {why!r}")
-        if event == "docs" and unchanged and outcome.is_good and self.report.outcomes[-2:-1] == ["deployed"]:
-            for step in [part.skips for part in self.application if part.skips]:
-                if why := outcome.steps("ran").get(step):
-                    raise Found("skips", f"{step} ran again for a commit that changes docs/ only: {why}")
+
+    def compare_what_ran(self, outcome: Outcome) -> None:
+        """What concerns nobody is skipped: a program that does everything always would be right, too."""
+        for step in [part.skips for part in self.application if part.skips]:
+            if why := outcome.steps("ran").get(step):
+                raise Found("skips", f"{step} ran again for a commit that changes docs/ only: {why}")
 
 
 def is_error(value: object) -> bool:
@@ -241,31 +245,26 @@ def shorten(report: Report, patch: str = "", seconds: float = 300.0) -> Report:
     """
     assert report.difference
     until = time.monotonic() + seconds
-    best = shortened = cut_off(report)
-    while shortened:
-        shortened = None
-        for sequence in shorter(best.sequence):
-            if time.monotonic() > until:
-                break
-            tried = judge(sequence, patch)
-            if tried.difference and tried.difference.kind == report.difference.kind:
-                best = shortened = cut_off(tried)
-                break
+    best, candidates = cut_off(report), shorter(cut_off(report).sequence)
+    while time.monotonic() < until and (sequence := next(candidates, None)):
+        tried = judge(sequence, patch)
+        if tried.difference and tried.difference.kind == report.difference.kind:
+            best, candidates = cut_off(tried), shorter(cut_off(tried).sequence)
     return best
 
 
 def cut_off(report: Report) -> Report:
     """What comes after the difference has no part in it."""
     assert report.difference
-    events = report.sequence.events[: max(1, report.difference.number)]
+    events = report.sequence.events[: report.difference.number]
     return dataclasses.replace(report, sequence=report.sequence._replace(events=events))
 
 
 def shorter(sequence: sequences.Sequence) -> Iterator[sequences.Sequence]:
     """The same with one part, one event, or one change of a commit less."""
-    for part in sequence.parts if len(sequence.parts) > 1 else ():
+    for part in sequence.names if len(sequence.names) > 1 else ():
         events = [without(event, lambda word, part=part: word.startswith(f"{part}.")) for event in sequence.events]
-        yield sequence._replace(parts=tuple(p for p in sequence.parts if p != part), events=tuple(filter(None, events)))
+        yield sequence._replace(names=tuple(p for p in sequence.names if p != part), events=tuple(filter(None, events)))
     for index, event in enumerate(sequence.events):
         rest = sequence.events[:index], sequence.events[index + 1 :]
         yield sequence._replace(events=(*rest[0], *rest[1]))

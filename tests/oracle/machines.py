@@ -17,7 +17,7 @@ import django
 
 import preloaded
 from oracle import packages, parts
-from oracle.packages import Files, Link
+from oracle.packages import Files, Link, Program
 from small_app import App
 
 LOCKED: dict[str, str] = {}  # what lock files hold, by what they were made from: Poetry takes a second for one
@@ -28,7 +28,7 @@ LOCK_FILES = ("uv.lock", "poetry.lock")
 def interpreters() -> list[str]:
     """Two interpreters of this computer, of different minor versions if there are; one of them if there is one."""
     own = Path(os.path.realpath(sys.executable))
-    found = {}
+    found: dict[str, str] = {}
     for path in [own, *sorted(own.parents[2].glob("*/bin/python3")), Path("/usr/bin/python3")]:
         test = "import sys, ensurepip, sqlite3, venv; assert sys.version_info >= (3, 9); print(sys.version_info[:2])"
         done = subprocess.run([str(path), "-c", test], capture_output=True, text=True, check=False)
@@ -159,8 +159,10 @@ def write(path: Path, content: packages.Content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, Link):
         path.symlink_to(content.to)
-    else:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return
+    text = content.text if isinstance(content, Program) else content
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.chmod(0o755 if isinstance(content, Program) else 0o644)
 
 
 class Outcome(NamedTuple):
@@ -200,8 +202,7 @@ class Machine:
         self.conditions = conditions
         for name in ("python", "python3"):
             write(self.bin / name, Link(interpreters()[conditions.python]))
-        write(self.bin / "stamp", packages.tool("stamp.sh").replace("{n}", str(conditions.stamp)))
-        (self.bin / "stamp").chmod(0o755)
+        write(self.bin / "stamp", Program(packages.tool("stamp.sh").replace("{n}", str(conditions.stamp))))
         lines = [f'{name}="{value}"\n' for name, value in conditions.env]
         write(self.root / "shared" / ".env", "".join(lines))
 
@@ -219,7 +220,9 @@ class Machine:
         return (self.root / "current").resolve()
 
     def revision(self) -> str:
-        return (self.release / "REVISION").read_text().strip()
+        """The commit that runs; empty if none does."""
+        path = self.root / "current" / "REVISION"
+        return path.read_text().strip() if path.exists() else ""
 
     def start(self) -> dict[str, Any]:
         """What the application does when it is started, as its services would: see tools/app.py."""

@@ -19,8 +19,14 @@ class Link(NamedTuple):
     to: str
 
 
+class Program(NamedTuple):
+    """A file that may be run."""
+
+    text: str
+
+
 # What a commit writes, or with None removes; "{n}" in a text is the commit's number.
-Content = Union[str, bytes, Link, None]
+Content = Union[str, bytes, Link, Program, None]
 Files = Mapping[str, Content]
 
 

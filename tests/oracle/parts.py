@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from oracle.packages import BACKEND, Files, Link, package, project, tarball, tool
+from oracle.packages import BACKEND, Files, Link, Program, package, project, tarball, tool
 
 
 class Part(NamedTuple):
@@ -281,8 +281,13 @@ def with_tool(sources: str, **scripts: str) -> Files:
     return {**files, **style, "build.js": tool("build.js"), TARBALL: tarball("the tool\n")}
 
 
+def in_folder(folder: str, files: Files) -> Files:
+    return {f"{folder}/{path}": content for path, content in files.items()}
+
+
 NPM_CHANGES: Mapping[str, Files] = {
     "config": {"site.config.json": "configuration {n}\n"},
+    "tool": {TARBALL: tarball("the tool, packed again\n")},
     "script": {"build.js": tool("build.js") + "// {n}\nfs.appendFileSync('static/dist/app.css', 'by script {n}');\n"},
     "omit": {".npmrc": "omit=dev\n"},
 }
@@ -343,6 +348,32 @@ NPM = [
             "style": {"frontend/app.css": "body {} /* {n} */\n"},
         },
         weight=2,
+    ),
+    Part(
+        "npm-folder",
+        "npm in a subfolder, by steps of its own with cwd",
+        files=in_folder("web", with_tool("src")),
+        ini="[step web]\ncwd = web\ninputs = web/package.json web/package-lock.json\nprovides = web/node_modules\n"
+        "run = npm ci --no-audit --no-fund\n"
+        "[step web-build]\ncwd = web\ninputs = web/src/\nprovides = web/static\nrun = npm run build\n",
+        looks=("read web/static/dist/app.css",),
+        changes={
+            **{name: in_folder("web", files) for name, files in NPM_CHANGES.items()},
+            "style": {"web/src/app.css": "body {} /* {n} */\n"},
+        },
+        skips="web",
+        refusable="omit",
+        settings=("production",),
+        weight=2,
+    ),
+    Part(
+        "npm-folder-found",
+        "npm in a subfolder, and nothing in deploy.ini",
+        files=in_folder("web", with_tool("src")),
+        looks=("read web/static/dist/app.css",),
+        changes={"style": {"web/src/app.css": "body {} /* {n} */\n"}},
+        refusable="*",
+        weight=1,
     ),
     Part(
         "npm-bare",
@@ -585,6 +616,86 @@ OTHERS = [
         },
         skips="pack",
         carries="packed",
+    ),
+    Part(
+        "rewrites",
+        "a step changes a file of the commit where it is",
+        files={"rewrites/page.txt": "page {n}, version @\n", "rewrites/in.txt": "in {n}\n"},
+        ini="[step rewrites]\ninputs = rewrites/in.txt\n"
+        "run = sh -c 'sed -i \"s/@/$(cat rewrites/in.txt)/\" rewrites/page.txt'\n",
+        looks=("read rewrites/page.txt",),
+        changes={"in": {"rewrites/in.txt": "in {n}\n"}, "page": {"rewrites/page.txt": "page {n}, version @\n"}},
+        weight=2,
+    ),
+    Part(
+        "moves",
+        "a step takes a file of the commit away",
+        files={"moves/in.txt": "in {n}\n"},
+        ini="[step moves]\ninputs = moves/in.txt\nprovides = moves/out\n"
+        "run = sh -c 'mkdir -p moves/out && mv moves/in.txt moves/out/'\n",
+        looks=("read moves/out/in.txt", "maybe moves/in.txt"),
+        changes={"in": {"moves/in.txt": "in {n}\n"}},
+        weight=2,
+    ),
+    Part(
+        "beside",
+        "a step leaves a file beside what it provides",
+        files={"beside/in.txt": "in {n}\n"},
+        ini="[step beside]\ninputs = beside/in.txt\nprovides = beside/out\n"
+        "run = sh -c 'mkdir -p beside/out && cp beside/in.txt beside/out/ && wc -c beside/in.txt > beside/size.txt'\n",
+        looks=("read beside/out/in.txt", "read beside/size.txt"),
+        changes={"in": {"beside/in.txt": "in {n}, longer\n"}},
+        weight=2,
+    ),
+    Part(
+        "mode",
+        "whether a file may be run changes, and nothing else",
+        files={"mode/in.txt": "echo in\n"},
+        ini="[step mode]\ninputs = mode/in.txt\nprovides = mode/out.txt\nrun = cp mode/in.txt mode/out.txt\n",
+        looks=("read mode/out.txt",),
+        changes={"program": {"mode/in.txt": Program("echo in\n")}, "text": {"mode/in.txt": "echo in\n"}},
+        skips="mode",
+        weight=2,
+    ),
+    Part(
+        "when",
+        "a step that applies only while a file is there",
+        files={"when/in.txt": "in {n}\n"},
+        ini="[step when]\nwhen = when/flag\ninputs = when/in.txt\nprovides = when/out.txt\n"
+        "run = cp when/in.txt when/out.txt\n",
+        looks=("maybe when/out.txt",),
+        changes={"on": {"when/flag": "{n}\n"}, "off": {"when/flag": None}, "in": {"when/in.txt": "in {n}\n"}},
+        weight=2,
+    ),
+    Part(
+        "of-packages",
+        "a step reads files of the packages that are installed, as collectstatic does",
+        files={"of-packages/base.txt": "base {n}\n"},
+        ini="[step of-packages]\ninputs = of-packages/base.txt\nprovides = of-packages/out.txt\n"
+        "run = sh -c 'cat of-packages/base.txt $(ls .venv/lib/python*/site-packages/*.py) > of-packages/out.txt'\n",
+        looks=("read of-packages/out.txt",),
+        changes={"base": {"of-packages/base.txt": "base {n}\n"}},
+        weight=3,
+    ),
+    Part(
+        "revision",
+        "a step with inputs reads which commit it is",
+        files={"revision/in.txt": "in {n}\n"},
+        ini="[step revision]\ninputs = revision/in.txt\nprovides = revision/out.txt\n"
+        "run = sh -c 'cat revision/in.txt REVISION > revision/out.txt'\n",
+        looks=("read revision/out.txt",),
+        changes={"in": {"revision/in.txt": "in {n}\n"}},
+        weight=1,
+    ),
+    Part(
+        "version",
+        "a step with inputs is told which commit it is, by a variable",
+        files={"version/in.txt": "in {n}\n"},
+        ini="[step version]\ninputs = version/in.txt\nprovides = version/out.txt\n"
+        "run = sh -c '{ cat version/in.txt; echo \"$DEPLOY_COMMIT\"; } > version/out.txt'\n",
+        looks=("read version/out.txt",),
+        changes={"in": {"version/in.txt": "in {n}\n"}},
+        weight=1,
     ),
     Part(
         "uploads",

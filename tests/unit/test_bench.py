@@ -110,6 +110,7 @@ def test_generated_text_is_replaced_between_its_marks_only() -> None:
         ("README.md", "./dev bench"),
         ("docs/benchmarks.md", "./dev bench"),
         ("docs/reliability.md", "./dev bench faults"),
+        ("docs/reliability.md", "./dev bench faults --oracle"),
     ],
 )
 def test_the_documents_have_the_marks(document: str, command: str) -> None:

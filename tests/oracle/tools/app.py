@@ -14,47 +14,47 @@ import subprocess
 from pathlib import Path
 
 
-def look_import(name):
+def look_import(name: str) -> object:
     module, _, attribute = name.partition(".")
     return getattr(importlib.import_module(module), attribute or "VALUE")
 
 
-def look_packages():
+def look_packages() -> object:
     return sorted(f"{each.metadata['Name']} {each.version}" for each in importlib.metadata.distributions())
 
 
-def look_python():
+def look_python() -> object:
     return platform.python_version()
 
 
-def look_run(program):
+def look_run(program: str) -> object:
     return subprocess.run([program], check=True, capture_output=True, text=True).stdout
 
 
-def look_read(path):
+def look_read(path: str) -> object:
     return Path(path).read_text()
 
 
-def look_maybe(path):
+def look_maybe(path: str) -> object:
     return Path(path).read_text() if Path(path).exists() else None
 
 
-def look_assets(manifest):
+def look_assets(manifest: str) -> object:
     """The files that pages would name: their names come from a manifest, as those with a hash in it do."""
     folder = Path(manifest).parent
     return {name: (folder / name).read_text() for name in Path(manifest).read_text().split()}
 
 
-def look_variable(name):
+def look_variable(name: str) -> object:
     return os.environ.get(name)
 
 
-def look_write(path):
+def look_write(path: str) -> object:
     Path(path).write_text("written")
     return Path(path).read_text()
 
 
-def look_tables(database, folder):
+def look_tables(database: str, folder: str) -> object:
     """Whether the database has what the code needs; what it has besides is left from other commits."""
     path = Path(os.environ.get(database, database))
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
@@ -65,7 +65,7 @@ def look_tables(database, folder):
     return sorted(needed)
 
 
-def look_migrations(manage):
+def look_migrations(manage: str) -> object:
     """What Django says of the migrations of this commit."""
     command = [os.environ["PYTHON"], "-B", manage, "migrate", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -74,7 +74,7 @@ def look_migrations(manage):
     return "all are applied"
 
 
-def main():
+def main() -> None:
     seen = {}
     for line in Path("looks.txt").read_text().splitlines():
         what, *words = line.split()
