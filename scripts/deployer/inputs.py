@@ -80,7 +80,7 @@ def fingerprint_of(step: config.Step, commit: mirror.Commit, around: Mapping[str
     if len(found) > MANY_INPUTS:
         found = {f"files of {' '.join(step.inputs)}": digest_of(found)}
     line = {"run line": shlex.join(step.run), "cwd": step.cwd, "env": shlex.join("=".join(pair) for pair in step.env)}
-    return {**found, **line, **{name: around[name] for name in tools.named_by(step)}}
+    return {**found, **line, **{name: around.get(name, "") for name in tools.named_by(step)}}
 
 
 def identity(entry: mirror.Entry) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, inputs, log, mirror, releases
+from deployer import config, inputs, log, mirror, releases, tools
 
 Kept = Sequence[releases.Kept]
 CANNOT_BE_ASKED = "it migrates, and in this form it cannot be asked what is unapplied, so it always runs"
@@ -111,7 +111,9 @@ def why_not(step: config.Step, tree: releases.Kept, view: inputs.View) -> str:
 def proof(fingerprint: Mapping[str, str], tree: releases.Kept) -> str:
     """`kept: same poetry.lock, .env, Python 3.11.2`: what was looked at, and is the same."""
     named = [
-        name for name in fingerprint if name not in ("run line", "cwd", "env", *inputs.AROUND) and fingerprint[name]
+        name
+        for name in fingerprint
+        if name not in ("run line", "cwd", "env", *inputs.AROUND) and not name.startswith(tools.PROGRAM)
     ]
     named += [".env"] * bool(fingerprint.get(".env"))
     named += [f"{name} {value}" for name, value in fingerprint.items() if name in inputs.AROUND[2:] and value]

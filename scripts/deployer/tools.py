@@ -14,6 +14,9 @@ from deployer import config, errors, files, host, run
 NAMES = {"poetry": "Poetry", "npx": "npm", "yarnpkg": "Yarn", "yarn": "Yarn", "bun": "Bun", "bunx": "Bun"}
 NAMES |= {name: name for name in ("uv", "npm", "pnpm", "pdm", "pipenv", "deno", "hatch")}
 WITH_NODE = {"npm", "pnpm", "Yarn"}
+SHELLS = ("sh", "bash", "dash", "env")
+INTERPRETER = re.compile(r"python[\d.]*|node|nodejs")
+PROGRAM = "program "  # before the name of one whose version nobody knows how to ask
 LASTING = (".env", "roles", "Python", "Node.js")  # what a release depends on for as long as it runs
 
 
@@ -23,7 +26,19 @@ def named_by(step: config.Step) -> list[str]:
     tools = {NAMES[word] for word in words & {*NAMES}}
     python = step.makes_venv or any(re.fullmatch(r"python[\d.]*|.*\.py", word) for word in words)
     node = bool(tools & WITH_NODE or words & {"node", "nodejs"})
-    return [".env", "roles", *["Python"] * python, *["Node.js"] * node, *sorted(tools)]
+    others = [f"{PROGRAM}{name}" for name in programs_of(step.run) if not INTERPRETER.fullmatch(name)]
+    return [".env", "roles", *["Python"] * python, *["Node.js"] * node, *sorted(tools), *others]
+
+
+def programs_of(run_line: Sequence[str]) -> list[str]:
+    """The programs of the machine that a run line starts, by its first word and those of a shell's commands."""
+    texts = [run_line[0], *(text for text in run_line[1:] if " " in text and run_line[0] in SHELLS)]
+    firsts = [
+        re.split(r"\s", part.strip(), maxsplit=1)[0]
+        for text in texts
+        for part in re.split(r"[;&|()\n]|\b(?:then|do|else)\b", text)
+    ]
+    return sorted({word for word in firsts if re.fullmatch(r"[\w.+-]+", word)} - {*NAMES, "pip"})
 
 
 def look(machine: host.Machine, names: Sequence[str], python: str) -> dict[str, str]:
@@ -38,6 +53,8 @@ def look(machine: host.Machine, names: Sequence[str], python: str) -> dict[str, 
             found[name] = digest(read_env(machine))
         elif name == "roles":
             found[name] = " ".join(machine.roles)
+        elif name.startswith(PROGRAM):
+            found[name] = file_of(run.which(name[len(PROGRAM) :]))
         else:
             found[name] = version(name, python, asked)
     if asked != known:
@@ -75,13 +92,20 @@ def version(name: str, python: str, known: dict[str, str]) -> str:
         return ""
     if name == "Python" and os.path.realpath(path) == os.path.realpath(sys.executable):
         return f"{sys.version.split()[0]} {os.uname().machine}"
-    about = os.stat(path)
-    key = f"{name} {os.path.realpath(path)} {about.st_size} {about.st_mtime_ns} {about.st_ino}"
+    key = f"{name} {file_of(path)}"
     if not known.get(key):
         for other in [other for other in known if other.partition(" ")[0] == name]:
             del known[other]
         known[key] = ask(path, name)
     return known[key]
+
+
+def file_of(path: str) -> str:
+    """What tells that a program's file is another one; empty if there is none."""
+    if not path:
+        return ""
+    about = os.stat(path)
+    return f"{os.path.realpath(path)} {about.st_size} {about.st_mtime_ns}"
 
 
 def ask(path: str, name: str) -> str:

@@ -272,15 +272,26 @@ def test_of_steps_that_provide_the_same_the_first_is_taken() -> None:
     assert [step.name for step in steps.applying(commit("[role web]\n", **paths), ["web"])] == ["python"]
 
 
+def test_another_file_of_a_program_is_another_program(tmp_path: Path) -> None:
+    program = tmp_path / "stamp"
+    program.write_text("one")
+    first = tools.file_of(str(program))
+    program.write_text("other")
+    assert first and tools.file_of(str(program)) != first
+    kept = all_kept(decide([], around={**AROUND, "program make": first}))
+    assert decide(kept, around={**AROUND, "program make": first})["tree"].needed is False
+    assert decide(kept, around={**AROUND, "program make": "another"})["tree"].why == "program make changed"
+
+
 @pytest.mark.parametrize(
     ("line", "names"),
     [
         ("poetry sync --only main", ["Python", "Poetry"]),
         ("npm ci", ["Node.js", "npm"]),
-        ("sh -c 'cd client && yarn build'", ["Node.js", "Yarn"]),
-        ("env A=1 python3.12 backend/manage.py migrate", ["Python"]),
+        ("sh -c 'cd client && yarn build; cp a b'", ["Node.js", "Yarn", "program cd", "program cp", "program sh"]),
+        ("env A=1 python3.12 backend/manage.py migrate", ["Python", "program env"]),
         ("uv run manage.py x", ["Python", "uv"]),
-        ("make static", []),
+        ("make static", ["program make"]),
     ],
 )
 def test_the_programs_that_a_run_line_names(line: str, names: list[str]) -> None:
