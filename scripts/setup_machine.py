@@ -809,7 +809,7 @@ def carried(files: Mapping[str, bytes], arguments: Sequence[str]) -> list[str]:
     All of it is in the command line, because stdin is the terminal: sudo may ask for a password.
     """
     try:
-        packed = base64.b64encode(carrier.pack(files)).decode()
+        packed = base64.b85encode(carrier.pack(files)).decode()
     except ValueError as error:
         raise UsageError(f"{REPOSITORY}: {error}: remove it") from None
     program = carrier.program()

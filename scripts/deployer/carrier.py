@@ -257,13 +257,13 @@ def become(script: str, arguments: Sequence[str]) -> None:
 
 
 def set_up(packed: str, version: str, arguments: Sequence[str]) -> int:
-    """Run the setup_machine.py of an archive in base64; return its exit code. Raises OSError and ValueError."""
+    """Run the setup_machine.py of an archive in base85; return its exit code. Raises OSError and ValueError."""
     import base64  # noqa: PLC0415
     import subprocess  # noqa: PLC0415
     import tempfile  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="setup-machine-") as folder:
-        write(folder, unpack(base64.b64decode(packed), version))
+        write(folder, unpack(base64.b85decode(packed), version))
         script = os.path.join(folder, "scripts", "setup_machine.py")
         return subprocess.call([sys.executable, script, *arguments], cwd=folder)
 

@@ -26,7 +26,7 @@ import github
 import push_deploy
 import report_deploys
 import setup_machine
-from deployer import config, errors, files, host, memory, steps, views
+from deployer import config, errors, files, host, inputs, memory, views
 
 MANY = int(os.environ.get("DEPLOY_MACHINE_FUZZ", "0"))
 fuzz = settings(
@@ -185,8 +185,8 @@ def test_deploy_ini(text: str) -> None:
         assert step.run and 0 < step.timeout <= 1e6
         assert not any(path.startswith(("/", "-")) or ".." in path.split("/") for path in step.provides + parsed.shared)
     for path in [path for step in parsed.steps for path in step.inputs]:
-        if steps.is_pattern(path):
-            steps.pattern_to_regex(path).fullmatch("a/b/c.py")
+        if inputs.is_pattern(path):
+            inputs.pattern_to_regex(path).fullmatch("a/b/c.py")
 
 
 @fuzz
