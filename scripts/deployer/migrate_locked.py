@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, NoReturn
 
 TRY = "SELECT pg_try_advisory_xact_lock(1684369516, 1)"  # any two numbers that everybody uses
 HOLDER = (
@@ -190,7 +190,7 @@ def holder_of_lock(cursor: Any) -> str:
     return f"{name} (connected since {since})"
 
 
-def give_up(line: str) -> None:
+def give_up(line: str) -> NoReturn:
     sys.stdout.flush()  # so that the line is the last one
     sys.exit(line)
 
