@@ -67,7 +67,7 @@ class Question:
 def check(site: commands.Site, step: config.Step, notes: list[commands.Note]) -> None:
     """Look at what `migrate` has noted when the step ran. Raises DeployError: the database is lost with the release."""
     if step.migrates and not notes:
-        log.warning(f"  {step.name}: no lock against other machines: its `migrate` was out of reach (python -I?)")
+        log.warning(f"  {step.name}: no lock against other machines: its `migrate` was out of reach (python -E or -I?)")
     for path in [note["file"] for note in notes if note.get("file")]:
         top = os.path.realpath(site.release.path) + os.sep
         if path.startswith(top):
