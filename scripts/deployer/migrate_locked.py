@@ -118,7 +118,7 @@ def run_locked(execute: Execute, options: Any, order: Order) -> Any:
     own = connection.copy()  # migrations may close theirs
     with dead_clients_noticed(connection):
         try:
-            take_lock(own, order.machine, limit)
+            take_lock(own, order, limit)
             return run_patiently(execute, connection, order, limit)
         finally:
             own.close()
@@ -152,25 +152,25 @@ def notice_dead_clients(connection: Any, **_: Any) -> None:
                 cursor.execute(f"SET tcp_keepalives_{name} = {value}")
 
 
-def take_lock(own: Any, machine: str, limit: float) -> None:
-    """Take the lock on a connection of our own; exit with a line if others hold it for longer than `limit` seconds.
+def take_lock(own: Any, order: Order, limit: float) -> None:
+    """Take the lock on a connection of our own; exit with a line if others hold it until the order's end.
 
     For a transaction: a pooler (PgBouncer) may give the session, and its locks, to others between transactions.
     Asked for again and again: a session that waits inside PostgreSQL holds up CREATE INDEX CONCURRENTLY.
     """
-    end, told, database = time.monotonic() + limit, "", own.settings_dict["NAME"]
+    told, database = "", own.settings_dict["NAME"]
     own.set_autocommit(False)
     while True:
         with own.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")  # else it would do so, too
             cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-            cursor.execute("SELECT set_config('application_name', %s, true)", ["deploy on " + machine])
+            cursor.execute("SELECT set_config('application_name', %s, true)", ["deploy on " + order.machine])
             cursor.execute(TRY)
             if cursor.fetchone()[0]:
                 return
             holder = holder_of_lock(cursor)
         own.rollback()
-        if time.monotonic() > end:
+        if time.monotonic() > order.until:
             give_up(f"migrations of database {database} are locked by {holder}; waited {limit:g} s for it")
         if holder != told:
             told = holder
@@ -263,12 +263,13 @@ def run_patiently(execute: Execute, connection: Any, order: Order, limit: float)
                     raise
             holder, watcher.seen = watcher.seen, None
             held = str(holder or "a lock is held by another session")
-            if time.monotonic() > order.until:
+            if time.monotonic() < order.until:
+                waited = f"not waited for longer than {order.lock_timeout:g} s, as others wait behind it"
+                print(f"\n{held}; {waited}; trying again", flush=True)
+                let_others_go_on(connection, holder, order)
+            if time.monotonic() >= order.until:
                 database = connection.settings_dict["NAME"]
                 give_up(f"migrations of database {database} were tried for {limit:g} s: {held}")
-            waited = f"not waited for longer than {order.lock_timeout:g} s, as others wait behind it"
-            print(f"\n{held}; {waited}; trying again", flush=True)
-            let_others_go_on(connection, holder, order)
 
 
 def is_lock_timeout(error: BaseException | None) -> bool:
@@ -320,7 +321,8 @@ def limit_waiting(connection: Any, order: Order) -> None:
         cursor.execute(f"SET LOCAL application_name = '{order.session}'")
         cursor.execute("SHOW lock_timeout")
         if cursor.fetchone()[0] == "0":
-            cursor.execute(f"SET LOCAL lock_timeout = {round(1000 * order.lock_timeout)}")
+            limit = min(order.lock_timeout, max(0.1, order.until - time.monotonic()))
+            cursor.execute(f"SET LOCAL lock_timeout = {round(1000 * limit)}")
 
 
 # --- mode ask

@@ -23,17 +23,25 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 BASE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.environ.get("PGDATABASE"):
     DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ["PGDATABASE"],
-        "USER": "postgres", "HOST": os.environ["PGHOST"]}}
+        "USER": os.environ.get("PGUSER", "postgres"), "HOST": os.environ["PGHOST"]}}
 else:
     DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.path.join(BASE, os.environ["DB"])}}
 """
 MIGRATION = """\
 from django.db import migrations, models
 
+{head}
 class Migration(migrations.Migration):
     atomic = {atomic}
     dependencies = {dependencies}
     operations = [{operations}]
+"""
+CALLS_MIGRATE = """\
+from django.core.management import BaseCommand, call_command
+
+class Command(BaseCommand):
+    def handle(self, **options):
+        call_command("migrate", interactive=False)
 """
 INI = """\
 [deploy]
@@ -49,9 +57,9 @@ PLAIN = f"{sys.executable} manage.py migrate --noinput"
 LOCKED = "select count(*) from pg_locks where locktype = 'advisory' and classid = 1684369516 and granted"
 
 
-def migration(after: str, operations: str, atomic: bool = True) -> str:
+def migration(after: str, operations: str, head: str = "", atomic: bool = True) -> str:
     dependencies = [("board", after)] if after else []
-    return MIGRATION.format(dependencies=dependencies, operations=operations, atomic=atomic)
+    return MIGRATION.format(head=head, dependencies=dependencies, operations=operations, atomic=atomic)
 
 
 def table(name: str) -> str:
@@ -79,14 +87,28 @@ class DjangoApp(App):
         )
         self.add("one")
 
-    def add(self, name: str, operations: str = "", atomic: bool = True) -> str:
+    def add(self, name: str, operations: str = "", head: str = "", atomic: bool = True) -> str:
         """Commit one more migration, by default of a table of that name; return the commit."""
-        text = migration(self.last, operations or table(name), atomic)
+        text = migration(self.last, operations or table(name), textwrap.dedent(head), atomic)
         self.last = f"m_{name}"
         return self.commit({f"board/migrations/m_{name}.py": text}, f"migration {name}")
 
+    def add_command(self, name: str, text: str) -> str:
+        """Commit a management command."""
+        files = {"board/management/__init__.py": "", "board/management/commands/__init__.py": ""}
+        return self.commit({**files, f"board/management/commands/{name}.py": text}, f"command {name}")
+
+    def change(self) -> str:
+        """Commit another line in a file that no step names."""
+        return self.commit({"board/views.py": f"# behind {self.git('rev-parse', 'HEAD')}\n"})
+
     def env(self, **variables: str) -> None:
         (self.root / "shared/.env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+
+    def edit_ini(self, old: str, new: str) -> str:
+        text = (self.origin / "deploy.ini").read_text()
+        assert old in text
+        return self.commit({"deploy.ini": text.replace(old, new)})
 
     def use_sqlite(self, path: str = "data/db.sqlite3") -> Path:
         self.env(DB=path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from django_app import PLAIN, DjangoApp, migration, table
+from django_app import CALLS_MIGRATE, PLAIN, DjangoApp, migration, table
 
 ASKED = "asked the database: nothing is unapplied"
 
@@ -29,16 +29,12 @@ def tables(path: Path) -> list[str]:
         return sorted(name for (name,) in database.execute(query))
 
 
-def change(app: DjangoApp) -> str:
-    return app.commit({"board/views.py": f"# {app.git('rev-parse', 'HEAD')}\n"})
-
-
 def test_a_deploy_that_changes_no_migration_asks_and_skips(app: DjangoApp) -> None:
     database = app.use_sqlite()
     first = app.deploy()
     assert (first.ran(), tables(database)) == (["migrate"], ["one"])
     before = database.read_bytes()
-    change(app)
+    app.change()
     again = app.deploy()
     assert (again.ran(), again.why("migrate")) == ([], ASKED)
     assert f"migrate: skipped, {ASKED}" in again.log
@@ -57,14 +53,14 @@ def test_a_database_that_was_restored_from_an_old_backup(app: DjangoApp) -> None
         app.add(name)
     app.deploy()
     database.write_bytes(backup)
-    change(app)
+    app.change()
     done = app.deploy()
     assert (done.ran(), done.why("migrate")) == (
         ["migrate"],
         "2 migrations are not applied: board.m_two, board.m_three",
     )
     assert tables(database) == ["one", "three", "two"]
-    change(app)
+    app.change()
     assert app.deploy().why("migrate") == ASKED
 
 
@@ -72,7 +68,7 @@ def test_a_database_that_is_gone(app: DjangoApp) -> None:
     database = app.use_sqlite()
     app.deploy()
     database.unlink()
-    change(app)
+    app.change()
     assert app.deploy().why("migrate") == "1 migration is not applied: board.m_one"
     assert tables(database) == ["one"]
 
@@ -108,7 +104,7 @@ def test_a_migration_that_cannot_be_applied_after_all_leaves_the_old_release(app
     old = {path.name for path in (app.root / "releases").iterdir()}, app.revision()
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("delete from django_migrations where name = 'm_two'")  # and its table is still there
-    change(app)
+    app.change()
     done = app.deploy(expect=10)
     assert "step migrate failed" in done.result["message"]
     assert "table two already exists" in done.result["message"]
@@ -123,11 +119,11 @@ def test_a_step_that_runs_behind_it_waits_for_the_answer(tmp_path: Path) -> None
     database = app.use_sqlite()
     app.deploy()
     database.unlink()
-    change(app)
+    app.change()
     done = app.deploy()
     assert done.ran() == ["migrate", "load"]
     assert done.log.index("Applying board.m_one") < done.log.index("load.py")
-    change(app)
+    app.change()
     assert app.deploy().ran() == ["load"]
 
 
@@ -137,7 +133,7 @@ def test_what_cannot_be_asked_is_run(tmp_path: Path, line: str) -> None:
     database = app.use_sqlite()
     app.deploy()
     database.unlink()
-    change(app)
+    app.change()
     done = app.deploy()
     why = "it migrates, and in this form it cannot be asked what is unapplied, so it always runs"
     assert (done.ran(), done.why("migrate")) == (["migrate"], why)
@@ -147,23 +143,12 @@ def test_what_cannot_be_asked_is_run(tmp_path: Path, line: str) -> None:
 def test_a_script_that_was_seen_to_migrate_is_run(tmp_path: Path) -> None:
     more = "[step prepare]\ninputs = prepare.sh\nrun = sh prepare.sh\n[step other]\ninputs = prepare.sh\nrun = true\n"
     app = DjangoApp(tmp_path, "", more)
-    app.commit({"prepare.sh": f"{sys.executable} manage.py prepare\n", "board/management/__init__.py": ""})
-    app.commit(
-        {
-            "board/management/commands/__init__.py": "",
-            "board/management/commands/prepare.py": """\
-                from django.core.management import BaseCommand, call_command
-
-                class Command(BaseCommand):
-                    def handle(self, **options):
-                        call_command("migrate", interactive=False)
-                """,
-        }
-    )
+    app.commit({"prepare.sh": f"{sys.executable} manage.py prepare\n"})
+    app.add_command("prepare", CALLS_MIGRATE)
     database = app.use_sqlite()
     assert app.deploy().ran() == ["prepare", "other"]
     database.unlink()
-    change(app)
+    app.change()
     done = app.deploy()
     assert (done.ran(), tables(database)) == (["prepare"], ["one"])
     assert done.why("prepare").startswith("it migrates")
@@ -190,7 +175,7 @@ def test_a_function_of_the_application_that_runs_with_it(app: DjangoApp) -> None
         }
     )
     app.deploy()
-    change(app)
+    app.change()
     done = app.deploy()
     assert done.why("migrate") == "nothing is unapplied, but board.apps.make_groups runs with it"
     assert "groups made" in done.log
@@ -199,11 +184,9 @@ def test_a_function_of_the_application_that_runs_with_it(app: DjangoApp) -> None
 def test_another_migrate_than_djangos_is_run(app: DjangoApp) -> None:
     """As django-tenants has one: what it would do, nobody here can tell."""
     app.use_sqlite()
-    app.commit(
-        {
-            "board/management/__init__.py": "",
-            "board/management/commands/__init__.py": "",
-            "board/management/commands/migrate.py": """\
+    app.add_command(
+        "migrate",
+        """\
                 from django.core.management.commands import migrate
 
                 class Command(migrate.Command):
@@ -211,10 +194,9 @@ def test_another_migrate_than_djangos_is_run(app: DjangoApp) -> None:
                         print("for each tenant")
                         super().handle(*args, **options)
                 """,
-        }
     )
     app.deploy()
-    change(app)
+    app.change()
     done = app.deploy()
     reason = "`migrate` is that of board.management.commands.migrate"
     assert done.why("migrate") == f"the database could not be asked what is applied: {reason}"
@@ -245,7 +227,7 @@ def test_a_python_that_is_out_of_reach_is_told(tmp_path: Path) -> None:
     app = DjangoApp(tmp_path, PLAIN.replace("manage.py", "-E manage.py"))
     database = app.use_sqlite()
     for _ in range(2):
-        change(app)
+        app.change()
         done = app.deploy()
         assert (done.ran(), tables(database)) == (["migrate"], ["one"])
         assert "migrate: no lock against other machines: its `migrate` was out of reach (python -E or -I?)" in done.log
@@ -260,7 +242,7 @@ def test_a_question_applies_nothing_even_where_the_hook_does_not_reach(app: Djan
     patch = "commands.Hook.added_to = lambda self, env: env"
     app.run("deploy", patch=patch)
     database.write_bytes(backup)
-    change(app)
+    app.change()
     patch += "\nrun_command = run.command\n"
     patch += "run.command = lambda argv, **o: die() if argv[-1:] == ('--noinput',) else run_command(argv, **o)"
     app.killed(patch)
