@@ -18,7 +18,7 @@ IS_DJANGO = re.compile(r"(.*/)?(manage\.py|django-admin(\.py)?)|django")
 PLAIN_MIGRATE = re.compile(
     r"""
     (env\n(\w+=.*\n)* | (poetry|pipenv|pdm)\nrun\n | uv\nrun\n(--[\w-]+(=.*)?\n)*)*
-    ((.*/)?python[\d.]*\n (-[uBOqbd]+\n | -[WX].+\n)* ((.*/)?manage\.py\n | -m\ndjango\n)
+    ((.*/)?python[\d.]*\n (-[uBOqbd]+\n | -[WX]\n?.+\n)* ((.*/)?manage\.py\n | -m\ndjango\n)
      | (.*/)?(manage\.py|django-admin(\.py)?)\n)
     migrate\n
     (--(no-?input|traceback|no-color|force-color|skip-checks|fake-initial)\n
