@@ -22,7 +22,7 @@ FAKE_DJANGO = {
     ),
     "django/db/__init__.py": (
         "import types\nDatabaseError = Exception\n"
-        "default = types.SimpleNamespace(vendor={vendor!r}, settings_dict={{'NAME': 'board'}})\n"
+        "default = types.SimpleNamespace(vendor={vendor!r}, settings_dict={{'NAME': ':memory:'}})\n"
         "connections = {{'default': default}}\n"
     ),
     "manage.py": "from django.core.management.commands.migrate import Command\nCommand().execute()\n",
