@@ -169,7 +169,7 @@ def no_lock(subject: Subject, folder: str, files: Sequence[str]) -> str:
         return f"{first} is no lock file that a built-in step knows ({known} are): {own}, or commit one of those"
     if REQUIREMENTS.fullmatch(first[len(folder) :].lstrip("/")) and first.endswith(".txt"):
         several_of_them = listed([path for path in files if path.endswith(".txt")])
-        run = f"python -m pip install --disable-pip-version-check --requirement {first}"
+        run = f"pip install --disable-pip-version-check --requirement {first}"
         lines = f"[step python-pip] inputs = {first} and run = {run}"
         return f"there is no requirements.txt but {several_of_them}: say in deploy.ini which is meant, with {lines}"
     text = subject.shape.texts.get(shapes.join(folder, "pyproject.toml"), "")

@@ -62,8 +62,8 @@ class Step(NamedTuple):
 
     @property
     def syncs(self) -> bool:
-        """Whether its command brings an existing environment to the lock file (and removes the rest)."""
-        return "sync" in self.run[:2] or "pip-sync" in self.run[:1]
+        """Whether its command brings an existing environment to the lock file, and removes the rest: not all do."""
+        return self.run[:2] in (("poetry", "sync"), ("uv", "sync")) or self.run[:1] == ("pip-sync",)
 
 
 class Role(NamedTuple):

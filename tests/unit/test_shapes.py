@@ -179,7 +179,7 @@ def test_a_package_json_of_any_form_is_looked_at(text: str) -> None:
         (
             "requirements/base.txt requirements/dev.txt requirements/prod.txt",
             "there is no requirements.txt but requirements/prod.txt and requirements/base.txt: say in deploy.ini"
-            " which is meant, with [step python-pip] inputs = requirements/prod.txt and run = python -m pip install"
+            " which is meant, with [step python-pip] inputs = requirements/prod.txt and run = pip install"
             " --disable-pip-version-check --requirement requirements/prod.txt",
         ),
         ("requirements.in", "requirements.in is in the commit but no lock file"),
