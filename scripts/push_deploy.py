@@ -5,9 +5,9 @@ One ssh connection carries this version of deploy_machine.py to the machine and 
 streams into this one's. What happened is told in four ways: a line and an annotation for people, the exit
 code, and for the report a line `NAME=<the result as JSON, in hex>` in $GITHUB_OUTPUT.
 
-  offline   the machine does not answer (off, or out of reach): exit 69. Not a failure.
-  failed    it cannot be used as configured (key, host key, name, secrets), or it was lost in
-            mid-deploy and did not come back: exit 10
+  offline   the machine does not answer (no route, timed out, refused): exit 69. Not a failure.
+  failed    it cannot be used as configured (key, host key, name, secrets), it answers but its ssh does
+            not, or it was lost in mid-deploy and did not come back: exit 10
   else      what the machine itself says, with its own exit code
 
 From the environment: NAME_HOST (`host`, `host:port` or `[v6]:port`) and NAME_USER, e.g.
@@ -32,7 +32,6 @@ if sys.version_info < (3, 9):
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -52,14 +51,24 @@ SCRIPTS = Path(__file__).resolve().parent
 SSH_FAILED = 255  # ssh's own failure; no program on the machine ends with it
 
 CONNECT_TIMEOUT = 5.0  # seconds; a machine that is off costs this twice, and a second in between
-PAUSE = 1.0
+PAUSES = (1.0, 2.0, 5.0)  # seconds before it is tried once more; one that is off gets the first one only
+DROPPED_TIMEOUT = 30.0  # seconds after which one that drops its connections is tried no more
+BEGIN_TIMEOUT = 180.0  # seconds until the script must have begun there: the loader ends itself after 120
+STATUS_TIMEOUT = 60.0  # seconds for the answer to a question
 RECONNECT_TIMEOUT = 600.0  # seconds that a machine which was lost in mid-deploy is waited for
+SSH_LOG = 16_000  # bytes of what ssh itself says that are looked at
 
 # What ssh says of a machine that is not there; looked at only after what it says of one that is.
 OFFLINE = (
-    "no route to host|connection timed out|operation timed out|connection refused|network is unreachable"
-    "|host is down|timed out during banner exchange|timeout, server .* not responding"
-    "|kex_exchange_identification|connection reset|connection closed by|connection to .* closed"
+    "no route to host|(?:connection|operation) timed out(?! during)|connection refused|network is unreachable"
+    "|host is down"
+)
+# What it says of one that is there, and takes a connection only to drop it: too many at once (MaxStartups), just
+# starting or stopping, or its sshd hangs.
+DROPPED = (
+    "kex_exchange_identification|ssh_dispatch_run_fatal|timed out during banner exchange|connection reset|broken pipe"
+    "|connection closed by|connection to .* (?:closed|timed out)|timeout, server .* not responding|disconnect"
+    "|read from remote host|packet corrupt|bad packet length"
 )
 # What it says of one that is there, and what to do about it.
 FAILURES = (
@@ -97,29 +106,36 @@ class Evidence:
 
     code: int  # of ssh: the remote command's, or 255
     ssh_log: str = ""  # what ssh itself said
+    is_stalled: bool = False  # nothing had begun within its time, and so the connection was ended
     started: str = ""  # the machine's time when the script began there; empty if it did not
     result: Mapping[str, Any] | None = None  # what the script printed as its result
     last_words: str = ""  # the last line of its log
 
 
 def classify(evidence: Evidence, host_secret: str = "HOST") -> tuple[str, str]:
-    """Tell `answered`, `lost`, `offline` and `failed` apart; with a message for the last two.
+    """Tell `answered`, `lost`, `offline`, `dropped` and `failed` apart; with a message for the last three.
 
     Failures are looked for first: whatever else ssh says, a machine that refuses a key is not off.
     """
     if evidence.result is not None:
-        known = github.is_result(evidence.result)
+        # that a machine is offline is not for itself to say
+        known = github.is_result(evidence.result) and evidence.result["outcome"] != "offline"
         return ("answered", "") if known else ("failed", "its answer is of another kind than this script knows")
     if evidence.started:
         return ("lost", "") if evidence.code == SSH_FAILED else ("failed", ended_without_result(evidence))
+    if evidence.is_stalled:
+        return "failed", f"it answers, but nothing began there within {BEGIN_TIMEOUT:g} s: look at its load and disks"
     if evidence.code != SSH_FAILED:
         return "failed", did_not_start(evidence)
     said = evidence.ssh_log.lower()
     for pattern, advice in FAILURES:
         if re.search(pattern, said):
             return "failed", f"{advice.format(host_secret=host_secret)} (ssh: {last_line(evidence.ssh_log)})"
-    if re.search(OFFLINE, said):
+    lines = [line for line in said.splitlines() if "disconnect from" not in line]  # a machine's own words
+    if any(re.search(OFFLINE, line) and not re.search(DROPPED, line) for line in lines):
         return "offline", f"it does not answer (ssh: {last_line(evidence.ssh_log)})"
+    if re.search(DROPPED, said):
+        return "dropped", f"the machine answers but ssh does not: {last_line(evidence.ssh_log)}"
     return "failed", f"ssh failed: {last_line(evidence.ssh_log) or 'without a word'}"
 
 
@@ -205,7 +221,7 @@ class Ssh:
             "ClearAllForwardings": "yes",
             "ForwardAgent": "no",
             "ControlPath": "none",
-            "LogLevel": "ERROR",
+            "LogLevel": "INFO",  # at ERROR it says nothing of a connection that ends or stalls in the handshake
         }
         usual = {
             "ConnectTimeout": f"{options.connect_timeout:.0f}",
@@ -218,43 +234,49 @@ class Ssh:
         self.argv += [part for word in words for part in ("-o", word)]
         self.argv += ["-p", target.port, "-l", target.user, "--", target.host]
 
-    def run(self, command: Sequence[str], stdin: bytes, on_line: Callable[[str], None]) -> Evidence:
-        """Run one command there. Its stderr goes line by line to `on_line`; its stdout is taken apart."""
+    def run(
+        self, command: Sequence[str], stdin: bytes, on_line: Callable[[str], None], patience: float = BEGIN_TIMEOUT
+    ) -> Evidence:
+        """Run one command there. Its stderr goes line by line to `on_line`; its stdout is taken apart.
+
+        If in `patience` seconds it has neither ended nor said that it begins, the connection is ended.
+        """
         self.log.write_text("", encoding="utf-8")
-        self.process = subprocess.Popen(
+        self.process = process = subprocess.Popen(
             [*self.argv, shlex.join(command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.env,
         )
-        process = self.process
         assert process.stdin and process.stdout and process.stderr
-        last = [""]
+        last, stalled = [""], threading.Event()
+        log = threading.Thread(target=pass_on, args=(process.stderr, on_line, last), daemon=True)
 
-        def pass_on(stream: IO[bytes]) -> None:
-            for raw in stream:
-                line = raw.decode("utf-8", "replace").rstrip("\r\n")
-                last[0] = line if line.strip() else last[0]
-                on_line(line)
+        def give_up() -> None:
+            stalled.set()
+            process.terminate()
 
-        threads = [
-            threading.Thread(target=feed, args=(process.stdin, stdin), daemon=True),
-            threading.Thread(target=pass_on, args=(process.stderr,), daemon=True),
-        ]
-        for thread in threads:
+        watchdog = threading.Timer(patience, give_up)
+        watchdog.daemon = True
+        for thread in (threading.Thread(target=feed, args=(process.stdin, stdin), daemon=True), log, watchdog):
             thread.start()
         started, result = "", None
-        for raw in process.stdout:
-            line = raw.decode("utf-8", "replace").strip()
-            if line.startswith(carrier.MARKER) and not started:
-                started = line[len(carrier.MARKER) :]
-            else:
-                result = parse_result(line) or result
-        code = process.wait()
-        threads[1].join(5)
-        ssh_log = self.log.read_text(encoding="utf-8", errors="replace")
-        return Evidence(code, ssh_log, started, result, last[0])
+        try:
+            for line, is_whole in github.bounded_lines(process.stdout, github.LINE_BYTES):
+                if line.startswith(carrier.MARKER) and not started:
+                    watchdog.cancel()
+                    started = line[len(carrier.MARKER) :][:40].strip()
+                else:
+                    result = github.parse_result(line, is_whole) or result
+            code = process.wait()
+            code = SSH_FAILED if code < 0 else code  # ended from here
+        finally:
+            watchdog.cancel()
+        log.join(5)
+        with open(self.log, encoding="utf-8", errors="replace") as file:
+            ssh_log = file.read(SSH_LOG)
+        return Evidence(code, ssh_log, stalled.is_set() and not started, started, result, last[0])
 
     def end(self) -> None:
         """End the connection; what runs on the machine goes on."""
@@ -271,12 +293,11 @@ def feed(stream: IO[bytes], data: bytes) -> None:
         pass
 
 
-def parse_result(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and value.get("schema") == github.SCHEMA else None
+def pass_on(stream: IO[bytes], on_line: Callable[[str], None], last: list[str]) -> None:
+    """Pass the lines of a log on, and keep the last one that is not blank."""
+    for line, _ in github.bounded_lines(stream, 4 * github.LOG_LINE):
+        last[0] = line[: github.LOG_LINE] if line.strip() else last[0]
+        on_line(line)
 
 
 class Agent:
@@ -398,34 +419,55 @@ class Push:
             return self.attempt(self.ssh, f"{prefix}_HOST")
 
     def attempt(self, ssh: Ssh, host_secret: str) -> dict[str, Any]:
-        """Connect, once more if it does not answer; follow the deploy to its end."""
+        """Push, and follow the deploy to its end; if it was lost before it had begun, once more."""
         archive, version = packed_version()
         command = deploy_command(self.options, len(archive), version)
-        for tries in (1, 2):
-            self.console.say(f"{self.options.machine}: connecting" + (" once more" if tries == 2 else ""))
+        for _ in range(2):
+            evidence, kind, message = self.connect(ssh, command, archive, host_secret)
+            if kind == "answered":
+                assert evidence.result is not None
+                return dict(evidence.result)
+            if kind != "lost":
+                return self.own_result("offline" if kind == "offline" else "failed", message)
+            found = self.find_out(ssh, evidence, version)
+            if found:
+                return found
+            self.console.say(f"{self.options.machine}: it was reached again; nothing had begun there: once more")
+        return self.own_result("failed", "lost: the connection ended twice before anything had begun there")
+
+    def connect(self, ssh: Ssh, command: Sequence[str], archive: bytes, host_secret: str) -> tuple[Evidence, str, str]:
+        """Push; once more if it does not answer, a few times if it drops the connection."""
+        began = time.monotonic()
+        seen: list[str] = []
+        for pause in (*PAUSES, None):
+            self.console.say(f"{self.options.machine}: connecting" + (" once more" if seen else ""))
             with self.console.foreign() as on_line:
                 evidence = ssh.run(command, archive, on_line)
             kind, message = classify(evidence, host_secret)
-            if kind != "offline" or tries == 2:
+            seen.append(kind)
+            is_over = seen.count("offline") == 2 or time.monotonic() - began > DROPPED_TIMEOUT
+            if kind not in ("offline", "dropped") or pause is None or is_over:
                 break
-            time.sleep(PAUSE)
-        if kind == "answered":
-            assert evidence.result is not None
-            return dict(evidence.result)
-        if kind == "lost":
-            return self.find_out(ssh, evidence, version)
-        return self.own_result(kind, message)
+            if kind == "dropped":
+                self.console.say(f"{self.options.machine}: {github.plain(message)}")
+            time.sleep(pause)
+        return evidence, kind, message
 
-    def find_out(self, ssh: Ssh, evidence: Evidence, version: str) -> dict[str, Any]:
-        """The connection was lost in mid-deploy, but the machine goes on: ask it what became of that."""
+    def find_out(self, ssh: Ssh, evidence: Evidence, version: str) -> dict[str, Any] | None:
+        """The connection was lost, but the machine goes on: ask what became of that. None: it had not begun there.
+
+        A push that waits there for another one ends with its connection; one that has begun goes on.
+        """
         machine = self.options.machine
-        self.console.say(f"{machine}: the connection was lost ({last_line(evidence.ssh_log)}); asking again")
+        self.console.say(
+            f"{machine}: the connection was lost ({github.plain(last_line(evidence.ssh_log))}); asking again"
+        )
         command = status_command(self.options.root, version)
         deadline = time.monotonic() + self.options.reconnect_timeout
         seen = False
         while time.monotonic() < deadline:
             time.sleep(2)
-            answer = ssh.run(command, b"", lambda line: None)
+            answer = ssh.run(command, b"", lambda line: None, STATUS_TIMEOUT)
             status = answer.result
             if answer.code != 0 or status is None:
                 continue
@@ -436,6 +478,8 @@ class Push:
             if own:
                 self.console.say(f"{machine}: it was reached again, and the deploy had ended there by itself")
                 return own
+            if not status.get("interrupted"):
+                return None
             return self.own_result(
                 "failed",
                 "lost: it was reached again, but its work was interrupted there (was it restarted?)",
@@ -490,7 +534,7 @@ def report(console: github.Console, name: str, result: Mapping[str, Any]) -> Non
     output = os.environ.get("GITHUB_OUTPUT")
     if output:
         with open(output, "a", encoding="utf-8") as file:
-            file.write(f"{name}={json.dumps(result).encode().hex()}\n")
+            file.write(f"{name}={github.packed(result).hex()}\n")
 
 
 # --- command line ------------------------------------------------------------------------------------------
@@ -545,7 +589,7 @@ def main_inner(arguments: Sequence[str]) -> int:
     options = make_parser().parse_args(arguments)
     console = github.Console()
     push = Push(options, console)
-    result = push.run()
+    result = github.fitted(push.run())
     report(console, options.machine, result)
     return errors.exit_code(result["outcome"])
 

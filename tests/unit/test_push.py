@@ -16,6 +16,8 @@ from deployer import carrier, errors  # noqa: E402
 from push_deploy import Evidence, PushError, classify, read_target  # noqa: E402
 
 RESULT = {"schema": 1, "outcome": "deployed"}
+JUMP = "channel 0: open failed: connect failed"
+CLOSED = "Connection closed by remote host"
 
 
 @pytest.mark.parametrize(
@@ -27,8 +29,18 @@ RESULT = {"schema": 1, "outcome": "deployed"}
         (Evidence(255, "ssh: connect to host h port 22: No route to host"), "offline", "No route"),
         (Evidence(255, "ssh: connect to host h port 22: Connection timed out"), "offline", "timed out"),
         (Evidence(255, "ssh: connect to host h port 22: Connection refused"), "offline", "refused"),
-        (Evidence(255, "Connection timed out during banner exchange"), "offline", "banner"),
-        (Evidence(255, "kex_exchange_identification: Connection closed by remote host"), "offline", "kex"),
+        (Evidence(255, "ssh: connect to host h port 22: Host is down"), "offline", "down"),
+        (Evidence(255, f"{JUMP}: No route to host\nkex_exchange_identification: {CLOSED}"), "offline", "not answer"),
+        (Evidence(255, "Connection timed out during banner exchange"), "dropped", "answers but ssh does not: Conn"),
+        (Evidence(255, f"kex_exchange_identification: {CLOSED}"), "dropped", "answers but ssh does not: kex"),
+        (Evidence(255, "kex_exchange_identification: read: Connection reset by peer"), "dropped", "reset by peer"),
+        (Evidence(255, "ssh: connect to host h port 22: Connection reset by peer"), "dropped", "reset by peer"),
+        (Evidence(255, "Connection to 10.0.0.5 port 22 timed out"), "dropped", "timed out"),
+        (Evidence(255, "Connection closed by 10.0.0.5 port 22"), "dropped", "closed by"),
+        (Evidence(255, "Read from remote host h: Connection timed out"), "dropped", "Read from"),
+        (Evidence(255, "Received disconnect from h port 22:2: Connection refused"), "dropped", "Received disconnect"),
+        (Evidence(255, is_stalled=True), "failed", "nothing began there within 180 s"),
+        (Evidence(0, started="2026", result={"schema": 1, "outcome": "offline"}), "failed", "of another kind"),
         (Evidence(255, "ssh: connect to host h port 22: Network is unreachable"), "offline", "unreachable"),
         (
             Evidence(255, "d@h: Permission denied (publickey).\nConnection closed by h"),

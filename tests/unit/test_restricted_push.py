@@ -27,7 +27,7 @@ class Ssh:
         self.answers = list(answers)
         self.sent: list[tuple[str, int]] = []
 
-    def run(self, command: list[str], stdin: bytes, _: Any) -> push_deploy.Evidence:
+    def run(self, command: list[str], stdin: bytes, *_: Any) -> push_deploy.Evidence:
         self.sent.append((shlex.join(command), len(stdin)))
         return self.answers.pop(0)
 
