@@ -78,7 +78,7 @@ def packed(result: Mapping[str, Any]) -> bytes:
 def fitted(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result within RESULT_BYTES: what is too long in it is cut, more and more; the outcome is never lost."""
     found = {**result, "detail": last_lines(result["detail"], 300, 20)} if result.get("detail") else dict(result)
-    for chars, items in ((2000, 100), (300, 40), (100, 12), (40, 4)):
+    for chars, items in ((2000, 100), (300, 60), (240, 40), (180, 30), (140, 24), (100, 20), (60, 12), (40, 4)):
         if len(packed(found)) <= RESULT_BYTES:
             return found
         detail = {"detail": last_lines(found["detail"], chars, items)} if "detail" in found else {}
@@ -208,6 +208,11 @@ def checked(pattern: str, what: str) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def prefix(name: str) -> str:
+    """What the variables of a machine begin with: FRONTEND for FRONTEND_HOST, FRONTEND_RESULT."""
+    return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
 machine_name = checked(r"[A-Za-z][A-Za-z0-9_-]*", "a machine name: letters, digits, - and _")

@@ -172,7 +172,7 @@ class Target:
 
 def read_target(name: str, host: str, user: str) -> Target:
     """Check host and user. Raises PushError, naming the secret but never its value."""
-    prefix = secret_prefix(name)
+    prefix = github.prefix(name)
     if not host:
         raise PushError(f"no host: add the secret {prefix}_HOST to the repository's settings")
     if not user:
@@ -188,10 +188,6 @@ def read_target(name: str, host: str, user: str) -> Target:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", user):
         raise PushError(f"{prefix}_USER is malformed: use the name of a user on the machine, such as deploy")
     return Target(place, port or "22", user)
-
-
-def secret_prefix(name: str) -> str:
-    return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
 # --- ssh ---------------------------------------------------------------------------------------------
@@ -406,7 +402,7 @@ class Push:
 
     def deploy(self) -> dict[str, Any]:
         name = self.options.machine
-        prefix = secret_prefix(name)
+        prefix = github.prefix(name)
         host = self.options.host or os.environ.get(f"{prefix}_HOST", "").strip()
         user = self.options.user or os.environ.get(f"{prefix}_USER", "").strip()
         target = read_target(name, host, user)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """On the CI runner: all machines' outcomes, one report, one verdict.
 
-Reads $DEPLOY_RESULTS, a JSON object NAME -> result in hex, as push_deploy.py left them in the
-job's outputs. Writes a table to $GITHUB_STEP_SUMMARY and annotations to the log, tells
-$DEPLOY_WEBHOOK_URL if there is one, and ends with the run's verdict:
+Reads each machine's result in hex, as push_deploy.py left it in the job's outputs: from $NAME_RESULT
+(FRONTEND_RESULT for frontend), or all from $DEPLOY_RESULTS, a JSON object NAME -> result, which has room
+for a few only: Linux takes 128 KB in one variable. Writes a table to $GITHUB_STEP_SUMMARY and annotations to
+the log, tells $DEPLOY_WEBHOOK_URL if there is one, and ends with the run's verdict:
 
   0  every machine that answered runs the commit (or something newer); others are offline
   1  a machine that answered does not, or an expected machine left no result
@@ -29,6 +30,7 @@ import json
 import os
 import re
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -38,6 +40,9 @@ from deployer import errors
 
 EXIT_BAD = 1
 WEBHOOK_TIMEOUT = 10.0  # seconds
+PAGE_BYTES = 900_000  # of the page: GitHub throws one of more than 1 MiB away
+GANTT_CHARS = 40_000  # mermaid draws nothing if there are more than 50,000
+STEPS = 30  # of a machine that are shown
 ANNOTATIONS = 10  # of a kind that GitHub shows per step; the last one counts the rest
 
 # What a machine can end with; and, of the report alone, that one left nothing.
@@ -78,27 +83,43 @@ class Machine:
         return "✅" if self.about.is_good else "❌" if self.is_bad else "💤"
 
 
-def read_machines(expected: Sequence[str], text: str) -> list[Machine]:
+def read_machines(expected: Sequence[str], variables: Mapping[str, str]) -> list[Machine]:
     """Every expected machine, and others that left a result; one whose result is unreadable is `missing`."""
     try:
-        results = json.loads(text or "{}")
+        results = json.loads(variables.get("DEPLOY_RESULTS") or "{}")
     except (ValueError, RecursionError):
         results = {}
     if not isinstance(results, dict):
         results = {}
     others = [name for name in results if name not in expected and results[name]]
-    return [read_machine(words(name), results.get(name)) for name in [*expected, *others]]
+    found = {name: variables.get(f"{github.prefix(name)}_RESULT") or results.get(name) for name in [*expected, *others]}
+    lost = "no result arrived: its job ended before it could say anything"
+    return [
+        read_machine(words(name), value, lost if is_passed_on(name, variables) else not_passed_on(name))
+        for name, value in found.items()
+    ]
 
 
-def read_machine(name: str, value: Any) -> Machine:
+def is_passed_on(name: str, variables: Mapping[str, str]) -> bool:
+    return f"{github.prefix(name)}_RESULT" in variables or "DEPLOY_RESULTS" in variables
+
+
+def not_passed_on(name: str) -> str:
+    return f"cd.yml does not pass its result on: add {github.prefix(name)}_RESULT to the env of the step Report"
+
+
+def read_machine(name: str, value: Any, lost: str) -> Machine:
     if not value:
-        return Machine(name, "missing", "no result arrived: its job ended before it could say anything")
+        return Machine(name, "missing", lost)
+    limit = 2 * github.LINE_BYTES
     try:
-        result = json.loads(bytes.fromhex(value).decode())
-    except (ValueError, TypeError, RecursionError):
+        text = bytes.fromhex(value[:limit]).decode("utf-8", "replace")
+    except (ValueError, TypeError):
         return Machine(name, "missing", "its result could not be read")
-    if not github.is_result(result) or result["outcome"] not in OUTCOMES:
+    found = github.parse_result(text, len(value) <= limit)
+    if found is None or not github.is_result(found) or found["outcome"] not in errors.OUTCOMES:
         return Machine(name, "missing", "its result is of another kind than this report knows")
+    result = github.fitted(found)
     steps = result.get("steps")
     return Machine(
         name=name,
@@ -108,7 +129,7 @@ def read_machine(name: str, value: Any) -> Machine:
         previous=commit_id(result.get("previous")),
         wanted=commit_id(result.get("wanted")),
         seconds=duration(result.get("seconds")),
-        detail="\n".join(github.plain(line) for line in str(result.get("detail") or "").splitlines()),
+        detail="\n".join(github.plain(line)[:300] for line in str(result.get("detail") or "").splitlines()[-20:]),
         steps=tuple(step for step in steps if isinstance(step, dict)) if isinstance(steps, list) else (),
         result=result,
     )
@@ -151,9 +172,11 @@ def cell(text: str, limit: int = 300) -> str:
     """Text from a machine as a table cell: no markup, no line break, no mention of anybody."""
     text = words(text)
     text = text if len(text) <= limit else text[: limit - 3] + "..."
+    text = text.replace("://", ":\0").replace("www.", "www\1")  # no link that nobody wrote
     for char in "\\`*_{}[]()#+!|~$":
         text = text.replace(char, "\\" + char)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    return text.replace("\0", "&#47;&#47;").replace("\1", "&#46;")
 
 
 def commits_cell(machine: Machine) -> str:
@@ -173,7 +196,7 @@ def count_commits(old: str, new: str) -> int:
     """How many commits lie between, as far as the checkout here has them; 0 if it cannot tell."""
     try:
         done = subprocess.run(
-            ["git", "rev-list", "--count", f"{old}..{new}"], capture_output=True, text=True, timeout=20, check=False
+            ["git", "rev-list", "--count", f"{old}..{new}"], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return 0
@@ -186,28 +209,46 @@ def steps_cell(machine: Machine) -> str:
     parts = [
         f"{'**failed** ' if step.get('result') == 'failed' else ''}{cell(str(step.get('name')), 40)}:"
         f" {cell(str(step.get('why')), 120)}"
-        for step in ran
+        for step in ran[:STEPS]
     ]
+    parts += [f"and {len(ran) - STEPS} more"] if len(ran) > STEPS else []
     if skipped:
-        parts.append("unchanged: " + ", ".join(cell(str(step.get("name")), 40) for step in skipped))
+        parts.append("unchanged: " + ", ".join(cell(str(step.get("name")), 40) for step in skipped[:STEPS]))
     return "<br>".join(parts) or "-"
 
 
 def summary(machines: Sequence[Machine]) -> str:
-    """The page, as markdown."""
+    """The page, as markdown. Where there is no room for all, the table has all machines, and their steps go first."""
     lines = [f"## {headline(machines)}", "", "| machine | outcome | commits | time | steps |", "|---|---|---|---|---|"]
+    room = PAGE_BYTES // 2
     for machine in machines:
-        outcome = f"{machine.symbol} {machine.about.words}"
-        time = f"{machine.seconds:.1f} s" if machine.result else "-"
-        row = [cell(machine.name), outcome, commits_cell(machine), time, steps_cell(machine)]
-        lines.append(f"| {' | '.join(row)} |")
-    for machine in machines:
-        advice = machine.about.advice
-        if advice:
-            lines += ["", f"**{cell(machine.name)}**: {cell(machine.message, 1000)}  ", f"What to do: {advice}."]
-        if machine.is_bad and machine.detail:
-            lines += ["", *("    " + line for line in machine.detail.splitlines()[-20:])]
-    return "\n".join([*lines, *gantt(machines)]) + "\n"
+        row = row_of(machine, steps_cell(machine))
+        row = row if len(row.encode()) < room else row_of(machine, "...")
+        room -= len(row.encode())
+        lines.append(row)
+    room += PAGE_BYTES // 2
+    parts = [*(note for machine in machines for note in notes_of(machine)), "\n".join(gantt(machines))]
+    for part in parts:
+        if len(part.encode()) < room:
+            room -= len(part.encode()) + 1
+            lines += [part] if part else []
+    return "\n".join(lines) + "\n"
+
+
+def row_of(machine: Machine, steps: str) -> str:
+    outcome = f"{machine.symbol} {machine.about.words}"
+    time = f"{machine.seconds:.1f} s" if machine.result else "-"
+    return f"| {' | '.join([cell(machine.name), outcome, commits_cell(machine), time, steps])} |"
+
+
+def notes_of(machine: Machine) -> list[str]:
+    """What there is to say of it below the table: what to do, and the last lines of what failed."""
+    advice, notes = machine.about.advice, []
+    if advice:
+        notes.append(f"\n**{cell(machine.name)}**: {cell(machine.message, 1000)}  \nWhat to do: {advice}.")
+    if machine.is_bad and machine.detail:
+        notes.append("\n".join(["", *("    " + line for line in machine.detail.splitlines())]))
+    return notes
 
 
 def gantt(machines: Sequence[Machine]) -> list[str]:
@@ -215,17 +256,25 @@ def gantt(machines: Sequence[Machine]) -> list[str]:
     if not any(step.get("result") != "skipped" for machine in machines for step in machine.steps):
         return []
     lines = ["", "```mermaid", "gantt", "    dateFormat x", "    axisFormat %M:%S"]
+    room = GANTT_CHARS
     for machine in machines:
-        ran = [step for step in machine.steps if step.get("result") != "skipped"]
-        if ran:
-            lines.append(f"    section {label(machine.name)}")
-        begin = 0
-        for step in ran:
-            length = max(1, int(duration(step.get("seconds")) * 1000))
-            kind = "crit, " if step.get("result") == "failed" else ""
-            lines.append(f"    {label(str(step.get('name')))} :{kind}{begin}, {begin + length}")
-            begin += length
+        section = section_of(machine)
+        room -= sum(map(len, section))
+        lines += section if room > 0 else []
     return [*lines, "```"]
+
+
+def section_of(machine: Machine) -> list[str]:
+    """A machine's steps one after the other."""
+    ran = [step for step in machine.steps if step.get("result") != "skipped"][:STEPS]
+    lines = [f"    section {label(machine.name)}"] if ran else []
+    begin = 0
+    for step in ran:
+        length = max(1, int(duration(step.get("seconds")) * 1000))
+        kind = "crit, " if step.get("result") == "failed" else ""
+        lines.append(f"    {label(str(step.get('name')))} :{kind}{begin}, {begin + length}")
+        begin += length
+    return lines
 
 
 def label(text: str) -> str:
@@ -254,8 +303,19 @@ def annotation_lines(machines: Sequence[Machine]) -> list[str]:
     return lines
 
 
-def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
-    """Post the report; return what went wrong, or nothing. The address is a secret and never shown."""
+def chat(text: str, limit: int = 500) -> str:
+    """Text from a machine for a chat: no mention, link or markup in it works, be it Slack's, Mattermost's or another's.
+
+    What they give a meaning to is replaced by what looks like it, and all is put into a code span.
+    """
+    text = words(text)
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    for char, other in (("<", "\u2039"), (">", "\u203a"), ("@", "\uff20"), ("`", "'"), ("://", ": //"), ("](", "] (")):
+        text = text.replace(char, other)
+    return f"`{text}`"
+
+
+def webhook_text(machines: Sequence[Machine]) -> str:
     link = "{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}/actions/runs/{GITHUB_RUN_ID}"
     try:
         run = link.format_map(os.environ)
@@ -265,17 +325,33 @@ def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
     for machine in machines:
         is_update = machine.outcome == "deployed" and machine.previous
         span = f" {machine.previous[:8]} to {machine.commit[:8]}" if is_update else ""
-        why = f": {machine.message}" if machine.is_bad else ""
+        why = f": {chat(machine.message)}" if machine.is_bad else ""
         lines.append(f"{machine.symbol} {machine.name}: {machine.about.words}{span}{why}")
-    body = {"text": "\n".join([*lines, run]).strip(), "results": [m.result for m in machines if m.result]}
+    return "\n".join([*lines, run]).strip()
+
+
+def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
+    """Post the report; return what went wrong, or nothing. The address is a secret and never shown."""
+    body = {"text": webhook_text(machines), "results": [m.result for m in machines if m.result]}
+    problem = [f"no answer within {WEBHOOK_TIMEOUT:g} s"]
+
+    def post() -> None:
+        problem[0] = post_problem(url, json.dumps(body).encode())
+
+    # a time-out of urllib's is for each read: an answer that drips would be waited for without end
+    thread = threading.Thread(target=post, daemon=True)
+    thread.start()
+    thread.join(WEBHOOK_TIMEOUT)
+    return f"the webhook could not be told: {problem[0]}" if problem[0] else ""
+
+
+def post_problem(url: str, body: bytes) -> str:
     headers = {"Content-Type": "application/json", "User-Agent": "deploy-machine"}
     try:
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT):
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=WEBHOOK_TIMEOUT):
             return ""
     except (OSError, ValueError, http.client.HTTPException) as error:
-        status = getattr(error, "code", "")
-        return f"the webhook could not be told: {type(error).__name__} {status}".strip()
+        return f"{type(error).__name__} {getattr(error, 'code', '')}".strip()
 
 
 # --- command line --------------------------------------------------------------------------------------------
@@ -295,7 +371,7 @@ def main_inner(arguments: Sequence[str]) -> int:
         help="machines that must have a result",
     )
     options = parser.parse_args(arguments)
-    machines = read_machines(list(dict.fromkeys(options.expect)), os.environ.get("DEPLOY_RESULTS", ""))
+    machines = read_machines(list(dict.fromkeys(options.expect)), os.environ)
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:
         with open(page, "a", encoding="utf-8") as file:

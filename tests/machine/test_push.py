@@ -250,11 +250,15 @@ def test_a_third_machine_added_as_the_workflow_says(ci: Ci) -> None:
     cd = (world.clone / ".github/workflows/cd.yml").read_text()
     for line, addition in (
         ("          - frontend\n", "          - third\n"),
-        ("          - { machine: frontend, role: frontend }\n", "          - { machine: third, role: scheduler }\n"),
+        ("          - { machine: frontend, roles: frontend }\n", "          - { machine: third, roles: scheduler }\n"),
         ("      frontend: ${{ steps.push.outputs.frontend }}\n", "      third: ${{ steps.push.outputs.third }}\n"),
         (
             "          FRONTEND_USER: ${{ secrets.FRONTEND_USER }}\n",
             "          THIRD_HOST: ${{ secrets.THIRD_HOST }}\n          THIRD_USER: ${{ secrets.THIRD_USER }}\n",
+        ),
+        (
+            "          FRONTEND_RESULT: ${{ needs.deploy.outputs.frontend }}\n",
+            "          THIRD_RESULT: ${{ needs.deploy.outputs.third }}\n",
         ),
     ):
         assert cd.count(line) == 1, line

@@ -62,8 +62,8 @@ def test_a_merge_is_deployed_and_offline_is_still_offline(ci: Ci, scheduler: Mac
 
 def test_another_role_than_the_machines_is_refused_with_a_clear_line(ci: Ci, scheduler: Machine) -> None:
     cd = (ci.world.clone / ".github/workflows/cd.yml").read_text()
-    role = "{ machine: scheduler, role: scheduler }"
-    ci.world.commit({".github/workflows/cd.yml": cd.replace(role, "{ machine: scheduler, role: frontend }")})
+    roles = "{ machine: scheduler, roles: scheduler }"
+    ci.world.commit({".github/workflows/cd.yml": cd.replace(roles, "{ machine: scheduler, roles: frontend }")})
     before = commit_on(scheduler)
     run = ci.merge()
     assert (run.conclusion, outcome_of(run, "scheduler")) == ("failure", "failed")

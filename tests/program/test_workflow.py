@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -521,7 +523,7 @@ def test_what_cd_does_not_use_at_the_top_is_refused(execute: Execute, head: str,
         ("name: x, strategy: {fail-fast: false, matrix: '${{ needs.b.outputs.x }}'}", "matrix: $expression"),
         ("timeout-minutes: '${{ fromJSON(inputs.x) }}'", "an expression: fromJSON"),
         ("if: failure()", "an expression: failure"),
-        ("if: github.ref == 'inputs'", "an expression: github"),
+        ("if: github.actor == 'inputs'", "an expression: github.actor"),
     ],
 )
 def test_what_cd_does_not_use_in_a_job_is_refused(execute: Execute, job: str, reason: str) -> None:
@@ -633,7 +635,7 @@ sys.exit(code)
 """
 REPORT = """\
 import json, os, pathlib, subprocess, sys
-results = json.loads(os.environ["DEPLOY_RESULTS"])
+results = {n[:-7].lower(): value for n, value in os.environ.items() if n.endswith("_RESULT") and value}
 seen = {name: json.loads(bytes.fromhex(value))["outcome"] for name, value in results.items()}
 commits = subprocess.run(["git", "rev-list", "--count", "HEAD"], capture_output=True, text=True).stdout.strip()
 webhook = os.environ["DEPLOY_WEBHOOK_URL"]
@@ -668,10 +670,10 @@ class Cd:
         sha = self.commit(outcomes or {})
         return self.start(dispatch(sha, **inputs) if inputs else push(sha))
 
-    def begin(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
+    def begin(self, event: Any, secrets: Mapping[str, str] = SECRETS, **more: Any) -> Run:
         file = self.app.origin / ".github/workflows/cd.yml"
         workdir = self.app.root.parent / f"run-{len(self.runs)}"
-        options: dict[str, Any] = {"repository": str(self.app.origin), "secrets": secrets}
+        options: dict[str, Any] = {"repository": str(self.app.origin), "secrets": secrets, **more}
         self.runs.append(Run(file, event, workdir=workdir, clock=Hours(), **options).start())
         return self.runs[-1]
 
@@ -771,7 +773,7 @@ def test_cd_starts_only_for_main(cd: Cd) -> None:
 def add_a_machine(text: str) -> str:
     """What the comment at the top of cd.yml says, done by its marks: each place gets the line that it shows."""
     comment = [line[1:].strip() for line in text.splitlines()[: text.splitlines().index("name: Deploy")]]
-    shown = {"options": "- worker", "include": "- { machine: worker, role: scheduler }"}
+    shown = {"options": "- worker", "include": "- { machine: worker, roles: scheduler }"}
     assert all(any(line.endswith(value) for line in comment) for value in shown.values())
     result = []
     for line in text.splitlines():
@@ -787,6 +789,9 @@ def add_a_machine(text: str) -> str:
         elif key == "SCHEDULER_HOST":
             for name in ("WORKER_HOST", "WORKER_USER"):
                 result.append(f"{margin[2:]}{name}: ${{{{ secrets.{name} }}}}")
+        elif key == "SCHEDULER_RESULT":
+            result.append(margin[2:] + "WORKER_RESULT: ${{ needs.deploy.outputs.worker }}")
+            assert any(one.endswith(result[-1].strip()) for one in comment)
         else:
             assert key == "EXPECT"
             result[-1] = line.replace("'scheduler frontend'", "'scheduler frontend worker'")
@@ -806,6 +811,105 @@ def test_cd_with_a_third_machine_as_its_comment_says(cd: Cd) -> None:
     assert report["results"] == dict.fromkeys(("scheduler", "frontend", "worker"), "deployed")
     one = cd.start(dispatch(sha, machine="worker"), secrets)
     assert seen(one, "report")["results"] == {"worker": "deployed"}
+
+
+def test_cd_with_two_roles_on_one_machine(cd: Cd) -> None:
+    run = cd.start(push(cd.commit({}, lambda text: text.replace("roles: frontend", "roles: scheduler frontend"))))
+    arguments = seen(run, "deploy", machine="frontend")["arguments"]
+    assert arguments[:6] == ["--machine", "frontend", "--role", "scheduler", "--role", "frontend"]
+
+
+@pytest.mark.parametrize(
+    ("branch", "fork", "says"),
+    [
+        ("dev", False, "choose main under Run workflow, not dev"),
+        ("main", True, "this is a fork"),
+        ("x%0A::y", False, "%0A"),
+    ],
+)
+def test_cd_refuses_all_but_main_before_a_secret_is_used(cd: Cd, branch: str, fork: bool, says: str) -> None:
+    names: list[str] = []
+    event = dataclasses.replace(dispatch(cd.commit({}), branch, commit="", full=True), fork=fork)
+    run = cd.begin(event, on_line=lambda leg, line: names.append(leg)).wait(PATIENCE)
+    assert run.conclusion == "failure"
+    assert {name: job.result for name, job in run.jobs.items()} == {
+        "refuse": "failure", "deploy": "skipped", "report": "skipped",
+    }  # fmt: skip
+    told = run.leg("refuse").messages("error")
+    assert len(told) == 1
+    assert says in told[0]
+    assert set(names) == {"Refuse"}, "nothing else has run"
+    assert "secrets" not in str(parse(WORKFLOWS / "cd.yml")["jobs"]["refuse"])
+
+
+@pytest.mark.parametrize("character", ["x", "\U0001f600", '"'])
+def test_cd_reports_twenty_machines_with_the_longest_results(app: App, tmp_path: Path, character: str) -> None:
+    """cd.yml with the real scripts; only ssh is a stand-in, a machine that has as much to say as it may."""
+    names = [f"machine-{number}" for number in range(20)]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(SSH.format(python=sys.executable, character=character))
+    (tmp_path / "bin/ssh").chmod(0o755)
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    secrets = {"DEPLOY_SSH_KEY": key.read_text(), "DEPLOY_KNOWN_HOSTS": "x", "DEPLOY_WEBHOOK_URL": ""}
+    for number, name in enumerate(names):
+        prefix = name.upper().replace("-", "_")
+        secrets |= {f"{prefix}_HOST": f"10.1.2.{number + 100}", f"{prefix}_USER": "deploy"}
+    scripts = WORKFLOWS.parents[1] / "scripts"
+    files = {f"scripts/{path.relative_to(scripts)}": path.read_text() for path in scripts.rglob("*.*") if is_text(path)}
+    files[".github/workflows/cd.yml"] = cd_for(names)
+    sha = app.commit(files)
+    run = Run(
+        app.origin / ".github/workflows/cd.yml", push(sha), workdir=tmp_path / "run", repository=str(app.origin),
+        secrets=secrets, wrap=["env", f"PATH={tmp_path}/bin:{os.environ['PATH']}"],
+    ).start().wait(4 * PATIENCE)  # fmt: skip
+    report = run.leg("report")
+    assert run.conclusion == "failure", run.log[-3000:]
+    assert not [leg.dropped for leg in run.legs if leg.dropped]
+    outputs = run.jobs["deploy"].outputs
+    assert set(outputs) == set(names)
+    assert sum(len(value.encode("utf-16-le")) for value in outputs.values()) < 50_000_000
+    assert sum(len(value) for value in outputs.values()) > 2 * 131_072, "one variable would not hold them"
+    assert max(len(value) for value in outputs.values()) <= 2 * 16_384
+    for name in names:
+        assert f"| {name} | \u274c failed" in run.summary.replace("\\-", "-")
+    assert report.log.count("what became of it") >= 20
+    assert run.summary.count("last words") == 20
+    assert f"FAILED: {', '.join(names)}" in run.summary.replace("\\-", "-")
+
+
+def is_text(path: Path) -> bool:
+    return path.is_file() and path.suffix in (".py", ".ini", ".sh")
+
+
+def cd_for(names: list[str]) -> str:
+    """cd.yml for these machines in the place of its two."""
+    text = (WORKFLOWS / "cd.yml").read_text()
+    for line in text.splitlines():
+        if "frontend" in line.lower() and not line.startswith("#") and "EXPECT" not in line:
+            text = text.replace(line + "\n", "".join(line_for(line, name) + "\n" for name in names), 1)
+        elif "scheduler" in line.lower() and not line.startswith("#") and "EXPECT" not in line:
+            text = text.replace(line + "\n", "", 1)
+    return text.replace("'scheduler frontend'", f"'{' '.join(names)}'")
+
+
+def line_for(line: str, name: str) -> str:
+    return line.replace("frontend", name).replace("FRONTEND", name.upper().replace("-", "_"))
+
+
+SSH = """\
+#!{python}
+import json, sys
+sys.stdin.buffer.read()
+print("deploy-machine started 2026-01-02T03:04:05Z", flush=True)
+much = {character!r} * 300
+steps = [dict(name=f"step {{n}}", result="ran", seconds=1.0, why=much) for n in range(60)]
+result = dict(schema=1, machine="m", roles=["r"], trigger="cd", outcome="failed", commit="a" * 40, wanted="b" * 40,
+              previous="a" * 40, release="r", started="2026-01-02T03:04:05Z", seconds=4.2, steps=steps, services=[],
+              healthy=True, message="what became of it: " + much, detail="\\n".join([much] * 19 + ["last words"]))
+print(json.dumps(result))
+sys.exit(10)
+"""
 
 
 def test_cd_promises() -> None:

@@ -17,6 +17,7 @@ class Event:
     sha: str
     branch: str = "main"
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fork: bool = False  # whether the repository is one
 
 
 def push(sha: str, branch: str = "main") -> Event:

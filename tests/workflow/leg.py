@@ -14,6 +14,8 @@ from workflow.processes import kill_orphans
 from workflow.results import Step
 from workflow.state import LegState
 
+OUTPUTS_LIMIT = 1024 * 1024
+
 
 def run_leg(state: LegState) -> None:
     """Leaves what came of it in `state.leg`."""
@@ -87,7 +89,10 @@ def _conclude(state: LegState, spec: Mapping[str, Any], step: Step, output: Outp
 
 
 def _outputs(state: LegState) -> None:
-    """The leg's outputs: an empty one is left out, and one in which a secret occurs is dropped."""
+    """The leg's outputs: an empty one is left out, and one in which a secret occurs is dropped.
+
+    https://docs.github.com/en/actions/reference/limits: 1 MB for a job, in UTF-16.
+    """
     leg = state.leg
     for name, value in state.evaluate(state.spec.get("outputs", {}), "text").items():
         if state.masker.mask(value) != value:
@@ -96,3 +101,5 @@ def _outputs(state: LegState) -> None:
             leg.annotations.append(Annotation("warning", message, by_runner=True))
         elif value:
             leg.outputs[name] = value
+    if sum(len(value.encode("utf-16-le")) for value in leg.outputs.values()) > OUTPUTS_LIMIT:
+        raise WorkflowError("The job's outputs are larger than 1 MB")

@@ -36,7 +36,9 @@ class RunState:
     def contexts(self, job: str) -> dict[str, Any]:
         """The contexts that are the same in all legs of a job."""
         needed = [self.jobs[name] for name in self.before(job)[:1]]
+        event = self.settings.event
         return {
+            "github": {"ref": f"refs/heads/{event.branch}", "event": {"repository": {"fork": event.fork}}},
             "inputs": self.inputs,
             "needs": {one.id: {"result": one.result, "outputs": dict(one.outputs)} for one in needed},
             "secrets": {key: value for key, value in self.settings.secrets.items() if value},

@@ -17,6 +17,7 @@ USES = {"name", "if", "uses", "with"}
 INPUT = {"description", "type", "default", "options"}
 # contexts and functions; the parser itself makes `format` of a text with expressions in it
 NAMES = {"inputs", "matrix", "needs", "secrets", "steps", "always", "format", "success", "toJSON"}
+NAMES |= {"github.ref", "github.event.repository.fork"}
 
 
 def refuse_unsupported(workflow: Mapping[str, Any], names: Collection[str]) -> None:

@@ -53,14 +53,19 @@ async function parse({ name, text }) {
   return { errors: [], workflow, names: [...new Set(names(workflow))] };
 }
 
-// The contexts and functions that the tree's expressions use.
+// The contexts and functions that the tree's expressions use; of `github` what of it.
 function names(tree) {
   if (tree === INSERT) return ["insert"];
   if (tree === null || typeof tree !== "object") return [];
   if (!("$expression" in tree)) return Object.entries(tree).flatMap(([key, value]) => [...names(key), ...names(value)]);
   const tokens = lex(tree.$expression);
   const isName = (one, index) => one.type === TokenType.IDENTIFIER && tokens[index - 1]?.type !== TokenType.DOT;
-  return tokens.filter(isName).map(one => one.lexeme);
+  const whole = (one, index) => {
+    let name = one.lexeme;
+    while (one.lexeme === "github" && tokens[index + 1]?.type === TokenType.DOT) name += `.${tokens[(index += 2)].lexeme}`;
+    return name;
+  };
+  return tokens.map((one, index) => (isName(one, index) ? whole(one, index) : "")).filter(Boolean);
 }
 
 function lex(expression) {
