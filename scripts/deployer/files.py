@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deployer import log, run
 
@@ -80,6 +81,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Mapping[str, Any], durable: bool = True) -> None:
     write(path, json.dumps({"schema": SCHEMA, **value}) + "\n", durable=durable)
+
+
+def try_lock(file: IO[bytes], place: int) -> bool:
+    """Lock one byte of a file for this process, if nobody has it; the kernel frees it with the process."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+    except OSError:
+        return False
+    return True
 
 
 def remove(path: Path) -> None:

@@ -87,6 +87,14 @@ def write_all(descriptor: int, text: str) -> None:
         os.write(descriptor, data[start : start + select.PIPE_BUF])
 
 
+def nobody_listens() -> bool:
+    """Whether the other end of stdout or stderr is closed: an ssh connection that has ended."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def printable(text: str) -> str:
     """Text from elsewhere (a file's name, a step's output) without what steers a terminal; colours stay."""
     return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -16,6 +16,7 @@ from deployer import errors, files, host, log, pending, run, tools
 
 HISTORY_BYTES = 1_000_000  # history.jsonl is cut in half beyond that
 BAD_COMMITS = 50  # so many are remembered
+WAITING = 5  # pushes that wait for the lock at the same time: whoever holds CI's key can begin any number
 
 
 class Baton(NamedTuple):
@@ -164,7 +165,8 @@ def hold_lock(request: Request, while_waiting: Callable[[bool], None]) -> Iterat
     descriptor = request.baton.lock if request.baton else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     close_others(path, descriptor)
     try:
-        wait_for_lock(descriptor, request, while_waiting)
+        with place_in_line(request):
+            wait_for_lock(descriptor, request, while_waiting)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -176,6 +178,15 @@ def close_others(lock: Path, descriptor: int) -> None:
         with contextlib.suppress(OSError):
             if int(name) != descriptor and os.path.samestat(os.stat(f"/proc/self/fd/{name}"), os.stat(lock)):
                 os.close(int(name))
+
+
+@contextlib.contextmanager
+def place_in_line(request: Request) -> Iterator[None]:
+    """Have one of the places in which pushes wait; the kernel frees it with the process. Raises Busy."""
+    with open(request.machine.state / "waiting", "ab") as file:
+        if request.trigger == "cd" and not request.baton and not any(files.try_lock(file, n) for n in range(WAITING)):
+            raise errors.Busy(f"{WAITING} other pushes wait for the lock already: this one does not")
+        yield
 
 
 def wait_for_lock(descriptor: int, request: Request, while_waiting: Callable[[bool], None]) -> None:
@@ -190,6 +201,8 @@ def wait_for_lock(descriptor: int, request: Request, while_waiting: Callable[[bo
             pid, trigger, since = (holder.get(key, "unknown") for key in ("pid", "trigger", "started"))
             who = f"process {pid} ({trigger}, since {since})"
             while_waiting(bool(holder.get("waits_for_services")))
+        if request.trigger == "cd" and log.nobody_listens():  # what has begun goes on without a listener
+            raise errors.Busy(f"the connection ended while this waited for another deploy: {who}")
         if time.monotonic() >= deadline:
             raise errors.Busy(f"another deploy holds the lock: {who}; waited {timeout:g} s for it")
         if who != told:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -260,6 +262,75 @@ def test_a_lock_that_is_held_too_long_is_busy(app: App) -> None:
     assert done.result["outcome"] == "busy"
     assert str(first.pid) in done.result["message"]
     assert first.wait(30) == 0
+
+
+@contextlib.contextmanager
+def deploy_that_is_held(app: App) -> Iterator[subprocess.Popen[bytes]]:
+    """A deploy that holds the lock until the block has ended."""
+    script = "while ! test -e $HOME/go; do sleep 0.05; done"
+    app.commit({"wait.sh": script, "deploy.ini": DEPLOY_INI + "\n[step slow]\nrun = sh wait.sh\n"})
+    first = subprocess.Popen(
+        app.command("deploy"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=app.environment()
+    )
+    try:
+        wait_for_stage(app, "slow")
+        yield first
+    finally:
+        (app.root.parent / "go").touch()
+        assert first.wait(30) == 0
+
+
+def pushed(app: App) -> subprocess.Popen[str]:
+    """A push, as sshd starts one: its output ends at the connection."""
+    words, pipe = app.command("deploy", "--trigger", "cd"), subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=app.environment())
+
+
+def hang_up(push: subprocess.Popen[str]) -> None:
+    assert push.stdout and push.stderr
+    push.stdout.close()
+    push.stderr.close()
+
+
+def test_a_push_that_waits_ends_with_its_connection(app: App) -> None:
+    with deploy_that_is_held(app) as first:
+        stays, goes = pushed(app), pushed(app)
+        for push in (stays, goes):
+            assert push.stderr and f"waiting for another deploy to end: process {first.pid}" in push.stderr.readline()
+        hang_up(goes)
+        assert goes.wait(5) == 75, "while the other one still holds the lock"
+        assert stays.poll() is None
+    assert stays.communicate(timeout=30)[0].count('"outcome": "unchanged"') == 1
+    assert stays.returncode == 0
+
+
+def test_a_push_that_has_begun_goes_on_without_its_connection(app: App) -> None:
+    script = "while ! test -e $HOME/go; do sleep 0.05; done"
+    newest = app.commit({"wait.sh": script, "deploy.ini": DEPLOY_INI + "\n[step slow]\nrun = sh wait.sh\n"})
+    push = pushed(app)
+    wait_for_stage(app, "slow")
+    hang_up(push)
+    (app.root.parent / "go").touch()
+    assert push.wait(30) == 0
+    assert app.revision() == newest
+
+
+def test_of_pushes_so_many_wait_and_people_and_boots_always_may(app: App) -> None:
+    with deploy_that_is_held(app):
+        waiting = [pushed(app) for _ in range(5)]
+        for push in waiting:
+            assert push.stderr and "waiting for another deploy to end" in push.stderr.readline()
+        refused = pushed(app)
+        out, _ = refused.communicate(timeout=10)
+        assert refused.returncode == 75
+        assert "5 other pushes wait for the lock already: this one does not" in json.loads(out)["message"]
+        assert "another deploy holds the lock" in app.deploy("--lock-timeout", "0.5", expect=75).result["message"]
+        waiting[0].kill()
+        waiting[0].communicate()
+        waiting[0] = pushed(app)
+        assert waiting[0].stderr and "waiting for another deploy" in waiting[0].stderr.readline(), "a place is free"
+    assert [push.communicate(timeout=60)[1].count("busy") for push in waiting] == [0] * 5
+    assert {push.returncode for push in waiting} == {0}
 
 
 def wait_for_stage(app: App, stage: str) -> None:
