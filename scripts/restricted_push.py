@@ -6,10 +6,11 @@
     restrict,command="/usr/bin/python3 -I /usr/local/lib/deploy-machine/restricted_push.py /srv/app" ssh-ed25519 ...
 
 sshd then starts this, whatever the key's holder asked for, and tells what that was in
-$SSH_ORIGINAL_COMMAND. Two requests of push_deploy.py are granted, word for word and nothing beside them:
-a deploy, and the question what became of one. Both run this machine's own bin/deploy_machine.py; the
-version that a push carries along is read and thrown away, because running it would be running anything.
-The commit's own takes over in the deploy, as it does at a boot.
+$SSH_ORIGINAL_COMMAND. Two requests are granted, word for word and nothing beside them: push_deploy.py's for a
+deploy, and the question for the status (`status --json`, with --since and --within where this machine's version
+knows them). Both run this machine's own bin/deploy_machine.py; the version that a push carries along is read and
+thrown away, because running it would be running anything. The commit's own takes over in the deploy, as it does
+at a boot. So many connections have this key at the same time, and no more: SESSIONS.
 
 It needs Python 3.9 or newer and nothing outside the standard library.
 """
@@ -17,11 +18,14 @@ It needs Python 3.9 or newer and nothing outside the standard library.
 from __future__ import annotations
 
 import configparser
+import contextlib
+import fcntl
 import os
 import pwd
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import syslog
 import time
@@ -34,6 +38,8 @@ MARKER = "deploy-machine started "  # what push_deploy.py waits for; followed by
 ARCHIVE_BYTES = 10_000_000  # more than any push carries
 COMMIT = r"[0-9a-fA-F]{4,64}"
 VERSION = "[0-9a-f]{16}"  # the id of what a push carries
+SESSIONS = 12  # a deploy, those that wait for it, and questions
+STATUS_OPTIONS = {"--since": "[0-9A-Za-z][0-9A-Za-z:.+_-]{0,63}", "--within": r"[0-9]{1,4}(\.[0-9]{1,3})?"}
 
 
 class Refused(Exception):
@@ -51,10 +57,24 @@ def granted(request: str, root: str, roles: Sequence[str]) -> tuple[list[str], i
         if asked_root == root and re.fullmatch(VERSION, version) and re.fullmatch("[0-9]{1,8}", size):
             if int(size) <= ARCHIVE_BYTES:
                 return deploy_arguments(arguments, roles), int(size)
-    if words[:1] == ["python3"] and words[2:] == ["status", "--json", "--root", root]:
-        if re.fullmatch(re.escape(f"{root}/deployers/") + VERSION + r"/deploy_machine\.py", words[1]):
-            return ["status", "--json"], 0
-    raise Refused("anything but a deploy by push_deploy.py" if words else "a shell")
+    words = words[1:] if words[:1] == ["python3"] else words
+    scripts = re.escape(root) + rf"/(bin|deployers/{VERSION})/deploy_machine\.py"
+    if words[1:3] == ["status", "--json"] and re.fullmatch(scripts, words[0]):
+        return status_arguments(words[3:], root), 0
+    raise Refused("anything but a deploy by push_deploy.py, or the status" if words else "a shell")
+
+
+def status_arguments(words: Sequence[str], root: str) -> list[str]:
+    """Check each word that may be asked of the status; --root is this machine's, and comes with the rest later."""
+    result = ["status", "--json"]
+    for option, value in zip(words[::2], words[1::2]):
+        if re.fullmatch(STATUS_OPTIONS.get(option, "(?!)"), value) and option not in result:
+            result += [option, value]
+        elif (option, value) != ("--root", root):
+            raise Refused(f"the argument {option[:40]!r} {value[:40]!r}")
+    if len(words) % 2:
+        raise Refused(f"the argument {words[-1][:40]!r}")
+    return result
 
 
 def deploy_arguments(words: Sequence[str], roles: Sequence[str]) -> list[str]:
@@ -74,7 +94,11 @@ def deploy_arguments(words: Sequence[str], roles: Sequence[str]) -> list[str]:
         else:
             raise Refused(f"the argument {word[:40]!r}")
     if set(asked) != set(roles):
-        raise Refused(f"the role {' '.join(asked)[:40]!r} (this machine's: {' '.join(roles)})")
+        ours = " ".join(roles)
+        raise Refused(
+            f"the role {' '.join(asked)[:40]!r}: write `roles: {ours}` for this machine in cd.yml, or run"
+            " setup_machine.py with other roles"
+        )
     return result + [word for role in asked for word in ("--role", role)]
 
 
@@ -90,6 +114,38 @@ def environment() -> dict[str, str]:
     user = pwd.getpwuid(os.geteuid())
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return {"PATH": path, "HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "LANG": "C.UTF-8"}
+
+
+def known_to(script: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments without those options of the status that this machine's version does not know yet."""
+    if not set(STATUS_OPTIONS) & set(arguments):
+        return list(arguments)
+    command = [sys.executable, script, "--help"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10,
+            env=environment(), check=False, text=True,
+        )  # fmt: skip
+        pairs = list(zip(arguments[2::2], arguments[3::2]))
+        return [*arguments[:2], *(word for pair in pairs if f"{pair[0]} " in done.stdout for word in pair)]
+    return list(arguments[:2])
+
+
+def take_place(root: str) -> None:
+    """Be one of SESSIONS connections; the place is this process's, whatever it becomes, until it ends. Raises Refused.
+
+    Whoever holds the key could else begin any number of them, each of which takes memory.
+    """
+    try:
+        descriptor = os.open(f"{root}/state/sessions", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+    except OSError:
+        return  # before the first deploy there is no such directory
+    os.set_inheritable(descriptor, True)
+    for place in range(SESSIONS):
+        with contextlib.suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return
+    raise Refused(f"more than {SESSIONS} connections at the same time")
 
 
 def throw_away(size: int) -> None:
@@ -108,6 +164,7 @@ def main() -> NoReturn:
     script = f"{root}/bin/deploy_machine.py"
     try:
         arguments, size = granted(os.environ.get("SSH_ORIGINAL_COMMAND", ""), root, roles_of(root))
+        take_place(root)
     except (Refused, OSError, KeyError, configparser.Error) as error:
         if isinstance(error, Refused):
             # not in words with "deploy": a user of that name is a secret, which GitHub would hide in them
@@ -121,6 +178,8 @@ def main() -> NoReturn:
     throw_away(size)
     if arguments[0] == "deploy":
         print(MARKER + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), flush=True)
+    else:
+        arguments = known_to(script, arguments)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.execve(sys.executable, [sys.executable, script, *arguments, "--root", root], environment())
 

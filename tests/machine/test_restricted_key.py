@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +100,57 @@ def test_a_lost_connection_is_found_again(ci: Ci, scheduler: Machine) -> None:
     assert outcome_of(run, "scheduler") == "deployed", run.log
     assert "it was reached again" in run.log
     assert commit_on(scheduler) == newest
+
+
+def test_who_waits_ends_with_its_connection_and_so_many_may_connect(ci: Ci, scheduler: Machine) -> None:
+    """Forty pushes while a deploy goes on: with real sshd, a push that waits sees that its client has gone."""
+    world = ci.world
+    world.commit({"board/migrations/0002_wait.py": WAITS.replace("sleep(8)", "sleep(25)")})
+    run = ci.start(push(world.git("rev-parse", "HEAD")))
+    running = scheduler.root / "srv/app/state/running.json"
+    scheduler.wait_until(lambda: running.exists() and "step migrate" in running.read_text(), "no migrate", 40)
+    (world.home / "pinned").write_text(world.known_hosts())
+    words = [
+        "ip",
+        "netns",
+        "exec",
+        world.network.namespace("runner"),
+        "ssh",
+        "-F",
+        "/dev/null",
+        "-i",
+        world.home / "ci",
+    ]
+    words += ["-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", f"UserKnownHostsFile={world.home}/pinned"]
+    # sshd drops what is too much at once by itself, so one after the other
+    clients = []
+    for _ in range(16):
+        client = subprocess.Popen([*words, PLACE, FORM], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert client.stdin
+        client.stdin.write(b"x" * 5)
+        client.stdin.flush()
+        clients.append(client)
+        time.sleep(0.3)
+
+    def deploys() -> int:
+        return len(scheduler.sh("pgrep -f '[d]eploy_machine.py deploy --trigger cd'", check=False).stdout.split())
+
+    scheduler.wait_until(lambda: deploys() == 6, "the one that has begun, and five that wait", 20)
+    told = [client.communicate(timeout=30)[1] for client in clients if client.poll() is not None]
+    assert any(b"5 other pushes wait for the lock already" in text for text in told), told
+    for client in clients:
+        client.kill()
+        client.communicate()
+    scheduler.wait_until(lambda: deploys() == 1, "those that waited are still there", 10)
+    run.wait(120)
+    assert outcome_of(run, "scheduler") == "deployed", run.log
+
+
+def test_the_status_may_be_asked(world: World, scheduler: Machine) -> None:
+    asked = "/srv/app/bin/deploy_machine.py status --json --since 2026-01-02T03:04:05Z --within 5 --root /srv/app"
+    done = ssh(world, PLACE, asked)
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["machine"] == "scheduler"
 
 
 # --- what its holder may try -----------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import github  # noqa: E402
 import push_deploy  # noqa: E402
+import restricted_push  # noqa: E402
 from deployer import carrier  # noqa: E402
 from restricted_push import MARKER, Refused, granted  # noqa: E402
 
@@ -78,6 +81,61 @@ STATUS = f"python3 /srv/app/deployers/{VERSION}/deploy_machine.py status"
 def test_the_forms_that_the_refused_ones_differ_from() -> None:
     assert granted(deploy(), ROOT, ["web"])[1] == 5
     assert granted(f"{STATUS} --json --root /srv/app", ROOT, ["web"]) == (["status", "--json"], 0)
+
+
+BIN = "/srv/app/bin/deploy_machine.py status --json"
+
+
+@pytest.mark.parametrize(
+    ("words", "passed"),
+    [
+        (BIN, []),
+        (f"python3 {BIN} --root /srv/app", []),
+        (f"{BIN} --within 5 --root /srv/app", ["--within", "5"]),
+        (f"{BIN} --since 2026-01-02T03:04:05Z --within 2.5", ["--since", "2026-01-02T03:04:05Z", "--within", "2.5"]),
+        (f"{STATUS} --json --root /srv/app --since 12-ab_c.9", ["--since", "12-ab_c.9"]),
+    ],
+)
+def test_the_status_may_be_asked_in_time(words: str, passed: list[str]) -> None:
+    assert granted(words, ROOT, ["web"]) == (["status", "--json", *passed], 0)
+
+
+@pytest.mark.parametrize(("known", "expected"), [("--since T --within S", 4), ("--within S", 2), ("--check", 0)])
+def test_a_version_is_asked_only_what_it_knows(tmp_path: Path, known: str, expected: int) -> None:
+    script = tmp_path / "deploy_machine.py"
+    script.write_text(f"print('  --root DIR   x\\n  {known}   what')\n")
+    asked = ["status", "--json", "--since", "a", "--within", "5"]
+    found = restricted_push.known_to(str(script), asked)
+    assert found == (asked if expected == 4 else ["status", "--json", *["--within", "5"][:expected]])
+    script.write_text("raise SystemExit(2)")
+    assert restricted_push.known_to(str(script), asked) == ["status", "--json"]
+
+
+def test_so_many_connections_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    # each becomes another program, as a deploy does, and keeps its place
+    program = f"import os, restricted_push; restricted_push.take_place({str(tmp_path)!r}); os.execvp('cat', ['cat'])"
+    command, pipe = [sys.executable, "-c", program], subprocess.PIPE
+
+    def connect() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=SCRIPTS)
+        assert process.stdin and process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(b"x")
+            process.stdin.flush()
+        process.stdout.read(1)
+        return process
+
+    processes = [connect() for _ in range(restricted_push.SESSIONS)]
+    assert all(process.poll() is None for process in processes)
+    refused = connect()
+    assert b"Refused: more than 12 connections at the same time" in refused.communicate()[1]
+    processes[0].communicate()
+    processes[0] = connect()
+    assert processes[0].poll() is None, "a place was free"
+    for process in processes:
+        process.communicate()
+    restricted_push.take_place(str(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +219,23 @@ def test_the_forms_that_the_refused_ones_differ_from() -> None:
         f"{STATUS} --json --root /srv/app --debug",
         f"{STATUS.replace('status', 'rollback')} --json --root /srv/app",
         f"{STATUS} --json --root /srv/app; id",
+        f"{BIN} --since",
+        f"{BIN} --since --force",
+        f"{BIN} --since -x",
+        f"{BIN} --since 'a b'",
+        f"{BIN} --since a --since b",
+        f"{BIN} --since=a",
+        f"{BIN} --within -1",
+        f"{BIN} --within inf",
+        f"{BIN} --within 5s",
+        f"{BIN} --check x",
+        f"{BIN} --debug",
+        f"{BIN} --role web",
+        f"python3 -i {BIN}",
+        f"sh {BIN}",
+        BIN.replace("--json", ""),
+        BIN.replace("status", "history"),
+        BIN.replace("/srv/app/bin", "/srv/app/bin/../bin"),
     ],
 )
 def test_everything_else_is_refused(request_: str) -> None:
