@@ -111,11 +111,19 @@ def read_machine_ini(path: Path) -> dict[str, str]:
 
 
 def check_url(url: str) -> str:
+    """The address of a repository, if git may fetch from it. Raises UsageError."""
     if url.startswith("-") or any(ord(char) < 33 for char in url):
         raise errors.UsageError(f"repository {url!r}: not an address that git could fetch from")
     if re.match(r"https?://([^/@]*:[^/@]*|[^/@]{20,})@", url):  # so long a name is a token
         raise errors.UsageError(
             "the repository's address holds a password, which logs and `ps` would show: use a deploy key"
+        )
+    scheme, found, place = url.partition("://")
+    own = re.match(r"(localhost|127\.[0-9.]+|\[::1\])(:\d+)?(/|$)", place)
+    if found and scheme.lower() not in ("https", "ssh", "git+ssh", "ssh+git", "file") and not own:
+        raise errors.UsageError(
+            f"repository {url}: who is on the way could choose the code that {scheme}:// brings:"
+            f" use https://{place} or ssh://git@{place}"
         )
     return url
 
