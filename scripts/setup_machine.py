@@ -11,8 +11,11 @@ What it makes, in this order (each only if it is missing or differs; nothing is 
   3. the units of this machine's roles, deploy-on-startup.service and deploy-watch.timer, enabled, root-owned;
      units of other roles are stopped and removed. What serves on a machine of version 0.1 goes on serving
   4. a sudoers drop-in with exactly the calls that deploys need, checked with visudo
-  5. for an ssh repository a deploy key and the git host's key; CI's key in authorized_keys, with
-     --restrict-ci-key for deploys only
+  5. for an ssh repository a deploy key and the git host's key; CI's key in authorized_keys, for deploys only
+     unless --no-restrict-ci-key says otherwise
+
+Then it looks for what would keep a push, a deploy or a boot from working, or let `deploy` become root (sshd, sudo,
+the account, nginx, owners, the git host's key), and names each with the command that mends it.
 
 It installs no packages: what is missing it names. It ends with the lines to paste into the
 repository's settings.
@@ -20,7 +23,7 @@ repository's settings.
 Exit codes: 0 done; 1 --check found differences; 2 usage error, nothing was touched; 10 a command
 failed (a second run goes on from there); 69 the machine does not answer.
 
-It needs Python 3.9 or newer and, beside it, deploy_machine.py, deployer/, restricted_push.py and ../systemd/.
+It needs Python 3.9 or newer and, beside it, the rest of scripts/ and ../systemd/.
 Run it from a checkout of your own, not from a release on the machine: that belongs to `deploy`.
 """
 
@@ -38,27 +41,25 @@ if sys.version_info < (3, 9):
 import argparse
 import base64
 import configparser
-import contextlib
 import grp
 import io
 import os
 import pwd
 import re
-import secrets
 import shlex
 import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deployer import carrier, config, errors, services
+import setup_ground as ground
+import setup_looks as looks
+from deployer import carrier, config, errors, host, services
 
 EXIT_DIFFERS = 1
-EXIT_USAGE = 2
-EXIT_FAILED = 10
 EXIT_OFFLINE = 69
 
 HERE = Path(__file__).resolve().parent
@@ -84,14 +85,21 @@ OLD_SERVICE_LINES = """\
 ExecStartPre=-+/usr/bin/setpriv --reuid={user} --regid={user} --clear-groups ln -sT {socket} {link}
 """
 SYSTEM_UNITS = Path("/etc/systemd/system")
-NGINX = Path("/etc/nginx")
 SUDOERS = Path("/etc/sudoers.d/deploy-machine")
+SUDOERS_HEAD = """\
+# Written by setup_machine.py: what a deploy may do as root, and nothing else.
+# Nor on root's terminal: `sudo -u {user} ...` of root gets one of its own, into which a program may type what it likes.
+Defaults>{user} use_pty
+# Deploys have no terminal.
+Defaults:{user} !requiretty"""
 APP_USER = "app"
-RESTRICTED_PUSH = Path("/usr/local/lib/deploy-machine/restricted_push.py")
+LIBRARY = Path("/usr/local/lib/deploy-machine")  # root's: what sshd and the units run for others
+RESTRICTED_PUSH = LIBRARY / "restricted_push.py"
+DOTENV = LIBRARY / "dotenv.py"
 PYTHON = "/usr/bin/python3"  # what the units use
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 COMMAND_LINE = 131_071  # bytes: the most that Linux takes as one argument, as which sshd passes on a command line
 
+VENV = "python3-venv"
 HOW_TO_GET = {
     "git": "apt install git (or: dnf install git)",
     "sudo": "apt install sudo (or: dnf install sudo)",
@@ -102,21 +110,10 @@ HOW_TO_GET = {
     "node": "apt install nodejs (or: dnf install nodejs)",
     "pnpm": "npm install --global pnpm",
     "yarn": "npm install --global yarn",
+    VENV: "apt install python3-venv",
     "nginx": "apt install nginx (or: dnf install nginx)",
     "sshd": "apt install openssh-server (or: dnf install openssh-server)",
 }
-
-
-class SetupError(Exception):
-    """An expected failure: one line for people."""
-
-    code = EXIT_FAILED
-
-
-class UsageError(SetupError):
-    """Wrong arguments: nothing was touched."""
-
-    code = EXIT_USAGE
 
 
 # --- what a machine of these roles should have ---------------------------------------------------
@@ -128,20 +125,35 @@ def read_config() -> config.Config:
     try:
         return config.parse(path.read_text(encoding="utf-8") if path.exists() else "", str(path))
     except errors.UsageError as error:
-        raise UsageError(str(error)) from None
+        raise ground.UsageError(str(error)) from None
+
+
+def check_users(names: Sequence[str]) -> None:
+    """Raises UsageError for a user that is there already, and not as it must be."""
+    for name in names:
+        if ground.user_exists(name):
+            about, members = pwd.getpwnam(name), ground.members_of(name)
+            if about.pw_uid == 0:
+                raise ground.UsageError(f"{name} is root, by another name: deploys and services must not be")
+            if members is None:
+                raise ground.UsageError(
+                    f"the user {name} is there without a group {name}: groupadd --users {name} {name}"
+                )
+            if about.pw_gid != grp.getgrnam(name).gr_gid and name not in members:
+                raise ground.UsageError(f"{name} is not in the group {name}: usermod --append --groups {name} {name}")
 
 
 def check_roles(settings: config.Config, roles: Sequence[str]) -> None:
-    """Raises UsageError for roles that deploy.ini does not have, or that do not go together."""
+    """Raises ground.UsageError for roles that deploy.ini does not have, or that do not go together."""
     for role in roles:
         if role not in settings.roles:
-            raise UsageError(
+            raise ground.UsageError(
                 f"--role {role}: unknown; deploy.ini and the defaults have {', '.join(sorted(settings.roles))}"
             )
     try:
         slots_of(settings, roles)
     except errors.UsageError as error:
-        raise UsageError(str(error)) from None
+        raise ground.UsageError(str(error)) from None
 
 
 def slots_of(settings: config.Config, roles: Sequence[str]) -> str:
@@ -186,7 +198,7 @@ def sudo_calls(settings: config.Config, roles: Sequence[str]) -> list[str]:
 def sudoers_text(user: str, calls: Sequence[str]) -> str:
     escaped = [re.sub(r"([,:=\\])", r"\\\1", call) for call in calls]
     lines = [f"{user} ALL=(root) NOPASSWD: {call}" for call in escaped]
-    return "\n".join(["# Written by setup_machine.py: what a deploy may do as root, and nothing else.", *lines, ""])
+    return "\n".join([SUDOERS_HEAD.format(user=user), *lines, ""])
 
 
 def others_and_own(lines: Sequence[str], key: str) -> tuple[list[str], list[str]]:
@@ -201,8 +213,9 @@ def needed_programs(settings: config.Config, roles: Sequence[str]) -> list[str]:
     for step in settings.steps:
         paths = [path for path in step.inputs if not set("*?[|") & set(path)]
         if (not step.roles or set(step.roles) & set(roles)) and paths:
-            if all((REPOSITORY / path).exists() for path in paths) and step.run[0] in HOW_TO_GET:
-                needed.append(step.run[0])
+            program = VENV if step.run[0] == "pip" else step.run[0]
+            if all((REPOSITORY / path).exists() for path in paths) and program in HOW_TO_GET:
+                needed.append(program)
     if any("nginx.service" in settings.roles[role].reload for role in roles):
         needed.append("nginx")
     return list(dict.fromkeys(needed))
@@ -212,21 +225,21 @@ def render_unit(text: str, root: str, user: str) -> str:
     """A unit file for this machine: other root, other user, the user that nginx has here."""
     text = text.replace("/srv/app", root).replace("User=deploy\n", f"User={user}\n")
     text = text.replace("SocketGroup=deploy\n", f"SocketGroup={user}\n")
-    if not user_exists("www-data") and user_exists("nginx"):
+    if not ground.user_exists("www-data") and ground.user_exists("nginx"):
         text = text.replace("SocketUser=www-data", "SocketUser=nginx")
     return text
 
 
+def has_ensurepip(python: str, path: str) -> bool:
+    """Whether this Python, if it is root's, can make a virtual environment with pip; Debian has that apart."""
+    program = shutil.which(python, path=path)
+    if not program or os.stat(program).st_uid != 0:
+        return True  # told elsewhere, or not to be started by root
+    return ground.call(program, "-I", "-c", "import ensurepip", check=False).returncode == 0
+
+
 def units_from_here() -> list[str]:
     return sorted(path.name for kind in ("service", "socket", "timer") for path in UNITS.glob(f"*.{kind}"))
-
-
-def user_exists(name: str) -> bool:
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
 
 
 def is_ssh(url: str) -> bool:
@@ -242,141 +255,31 @@ def ssh_place(url: str) -> tuple[str, int]:
     return url.partition(":")[0].rpartition("@")[2], 22
 
 
-# --- this machine ---------------------------------------------------------------------------------
+def known_name(host: str, port: int) -> str:
+    """By which name ssh looks for a host in known_hosts."""
+    return host if port == 22 else f"[{host}]:{port}"
 
 
-def call(*argv: str, user: str = "", stdin: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run one command, as another user if named. Raises SetupError with its own words if it fails."""
-    command, options = list(argv), {}
-    if user:
-        command = ["runuser", "-u", user, "--", *argv]
-        options = apart(user)
-    try:
-        done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False, **options)
-    except FileNotFoundError:
-        raise SetupError(f"{command[0]}: not found") from None
-    except subprocess.TimeoutExpired:
-        raise SetupError(f"{shown(argv)} took longer than 120 s") from None
-    out, err = (stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr))
-    if check and done.returncode != 0:
-        raise SetupError(f"{shown(argv)} ended with {done.returncode}: {' '.join((err or out).split())}")
-    return subprocess.CompletedProcess(command, done.returncode, out, err)
+def is_whole(path: Path, versions: Path) -> bool:
+    """Whether bin/deploy_machine.py leads to a version that has all its files, or is a file of version 0.1.
 
-
-def apart(user: str) -> dict[str, Any]:
-    """For subprocess.run: what runs as another user gets no terminal of root's, into which it could type, no more."""
-    env = {"PATH": PATH, "HOME": pwd.getpwnam(user).pw_dir, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
-    return {"start_new_session": True, "env": env, "cwd": "/"}
-
-
-def shown(argv: Sequence[str]) -> str:
-    """A command in one line, for people; a program among its words is not spelt out."""
-    return shlex.join([word if "\n" not in word else "..." for word in argv])
-
-
-# --- files, also in directories that `deploy` and `app` can write -------------------------------------
-
-
-@contextlib.contextmanager
-def reached(path: Path) -> Iterator[int]:
-    """A descriptor (O_PATH) of a file or directory, reached through no link but root's own.
-
-    Root works where `deploy` and `app` can write. A link that they put there, or swap in at the right
-    moment, must not lead root elsewhere (say, from shared/media to /etc). Raises SetupError for one, and
-    FileNotFoundError or NotADirectoryError.
+    Only looked at, never started: it is `deploy`'s, and would run on root's behalf.
     """
-    descriptor = walk(path)
     try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        target = ground.link_target(path)
+        if target is None:
+            return "\ndef main(" in (ground.read_text(path) or "")
+        match = re.fullmatch(rf"\.\./{carrier.FOLDER}/([0-9a-f]{{16}})/{re.escape(carrier.ENTRY)}", target)
+        return match is not None and carrier.identity(files_of(versions / match[1])) == match[1]
+    except (ground.SetupError, FileNotFoundError, NotADirectoryError):
+        return False  # what deploy has put into their place
 
 
-def walk(path: Path, links: int = 0) -> int:
-    here, descriptor = Path("/"), os.open("/", os.O_PATH)
-    for part in path.parts[1:]:
-        try:
-            found = os.open(part, os.O_PATH | os.O_NOFOLLOW, dir_fd=descriptor)
-        finally:
-            os.close(descriptor)
-        about = os.fstat(found)
-        if stat.S_ISLNK(about.st_mode):
-            target = os.readlink("", dir_fd=found)
-            os.close(found)
-            if about.st_uid != 0 or links > 20:
-                raise SetupError(f"{here / part} is a link to {target} that root did not make: remove it")
-            found = walk(Path(os.path.normpath(here / target)), links + 1)
-        elif stat.S_ISREG(about.st_mode) and about.st_nlink > 1:
-            raise SetupError(f"{here / part} has a second name (a hard link): remove it")
-        here, descriptor = here / part, found
-    return descriptor
-
-
-def exists(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), reached(path):
-        return True
-    return False
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is anything of that name, a link included, wherever it leads."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), reached(path.parent) as folder:
-        os.stat(path.name, dir_fd=folder, follow_symlinks=False)
-        return True
-    return False
-
-
-def is_link(path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), reached(path.parent) as folder:
-        return stat.S_ISLNK(os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode)
-    return False
-
-
-def read_text(path: Path) -> str | None:
-    """The content of a regular file; None if there is none of that name."""
-    try:
-        with reached(path) as descriptor:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SetupError(f"{path} is not a regular file: remove it")
-            return Path(f"/proc/self/fd/{descriptor}").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def replace_file(path: Path, text: str, mode: int, owner: str, group: str) -> None:
-    """Give a file this content, mode and owner, at once."""
-    temporary = f".{path.name}.{secrets.token_hex(8)}.tmp"  # a new file of a name that nobody can foresee
-    with reached(path.parent) as folder:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchown(descriptor, pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
-            os.fchmod(descriptor, mode)
-        os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-
-
-def replace_link(path: Path, target: str, owner: str) -> None:
-    """Have a link of that name, at once."""
-    temporary, about = f".{path.name}.{secrets.token_hex(8)}.tmp", pwd.getpwnam(owner)
-    with reached(path.parent) as folder:
-        os.symlink(target, temporary, dir_fd=folder)
-        os.chown(temporary, about.pw_uid, about.pw_gid, dir_fd=folder, follow_symlinks=False)
-        try:
-            os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except IsADirectoryError:
-            os.unlink(temporary, dir_fd=folder)
-            raise SetupError(f"{path} is a directory: remove it") from None
-
-
-def make_directory(path: Path, mode: int, owner: str, group: str) -> None:
-    if not exists(path.parent):
-        make_directory(path.parent, 0o755, "root", "root")
-    with reached(path.parent) as folder:
-        os.mkdir(path.name, 0o700, dir_fd=folder)
-    with reached(path) as descriptor:
-        place = f"/proc/self/fd/{descriptor}"
-        os.chown(place, pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
-        os.chmod(place, mode)
+def files_of(version: Path) -> dict[str, bytes]:
+    """What carrier.own_files() finds there, read as root may read it."""
+    names = [name for name in ground.names_in(version / carrier.PACKAGE) if name.endswith((".py", ".ini"))]
+    files = [carrier.ENTRY, *(f"{carrier.PACKAGE}/{name}" for name in names)]
+    return {name: (ground.read_text(version / name) or "").encode() for name in files}
 
 
 class Setup:
@@ -389,36 +292,41 @@ class Setup:
         self.user: str = options.user
         self.changes = 0
         self.todo: list[str] = []
+        self.found: list[str] = []
         self.notes: list[str] = []
         self.old = self.old_service()
+
+    @property
+    def home(self) -> Path:
+        return Path(pwd.getpwnam(self.user).pw_dir if ground.user_exists(self.user) else f"/home/{self.user}")
 
     def differs(self, what: str) -> bool:
         """Count and tell one difference; return whether it is to be put right now."""
         self.changes += 1
-        print(("differs: " if self.options.check else "+ ") + what, flush=True)
+        ground.say(("differs: " if self.options.check else "+ ") + what)
         return not self.options.check
 
     # -- building blocks
 
     def file(self, path: Path, text: str, mode: int, owner: str, group: str) -> bool:
         """Give a file this content, mode and owner, at once; return whether its content changed."""
-        present = read_text(path)
+        present = ground.read_text(path)
         if present == text:
             self.ownership(path, mode, owner, group)
         elif self.differs(f"{path}: {'created' if present is None else 'changed'}"):
-            replace_file(path, text, mode, owner, group)
+            ground.replace_file(path, text, mode, owner, group)
         return present != text
 
     def directory(self, path: Path, mode: int, owner: str, group: str) -> None:
-        if exists(path):
+        if ground.exists(path):
             self.ownership(path, mode, owner, group)
         elif self.differs(f"{path}/: created"):
-            make_directory(path, mode, owner, group)
+            ground.make_directory(path, mode, owner, group)
 
     def ownership(self, path: Path, mode: int, owner: str, group: str) -> None:
-        if not user_exists(owner):
+        if not ground.user_exists(owner):
             return  # --check on a machine that is not set up: the missing user is told already
-        with reached(path) as descriptor:
+        with ground.reached(path) as descriptor:
             about, place = os.fstat(descriptor), f"/proc/self/fd/{descriptor}"
             if stat.S_IMODE(about.st_mode) != mode and self.differs(f"{path}: mode {mode:o}"):
                 os.chmod(place, mode)
@@ -429,12 +337,12 @@ class Setup:
     # -- the parts, in order
 
     def users(self) -> None:
-        if not user_exists(APP_USER) and self.differs(f"user {APP_USER}: runs the services"):
-            call("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
+        if not ground.user_exists(APP_USER) and self.differs(f"user {APP_USER}: runs the services"):
+            ground.call("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
                  "--shell", "/usr/sbin/nologin", APP_USER)  # fmt: skip
-        if not user_exists(self.user) and self.differs(f"user {self.user}: owns the code, runs the steps"):
+        if not ground.user_exists(self.user) and self.differs(f"user {self.user}: owns the code, runs the steps"):
             # '*': no password will ever do, but unlike a locked account sshd lets keys in
-            call("useradd", "--system", "--user-group", "--create-home", "--home-dir", f"/home/{self.user}",
+            ground.call("useradd", "--system", "--user-group", "--create-home", "--home-dir", f"/home/{self.user}",
                  "--shell", "/bin/bash", "--password", "*", self.user)  # fmt: skip
         for group in (APP_USER, "systemd-journal"):  # to write shared/media, and to show why a service failed
             try:
@@ -442,7 +350,7 @@ class Setup:
             except KeyError:
                 continue
             if self.user not in members and self.differs(f"user {self.user}: in group {group}"):
-                call("usermod", "--append", "--groups", group, self.user)
+                ground.call("usermod", "--append", "--groups", group, self.user)
 
     def tree(self) -> None:
         user = self.user
@@ -453,7 +361,9 @@ class Setup:
         for name in ("media", "data"):
             self.directory(self.root / "shared" / name, 0o2775, APP_USER, APP_USER)
         env = self.root / "shared" / ".env"
-        if exists(env):
+        if ground.exists(env):
+            with ground.reached(env) as descriptor:
+                ground.check_file(env, os.fstat(descriptor))
             self.ownership(env, 0o640, user, APP_USER)
         else:
             self.file(env, "# Settings of the application: NAME=value, one a line.\n", 0o640, user, APP_USER)
@@ -467,9 +377,9 @@ class Setup:
         parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), inline_comment_prefixes=(";",))
         path = self.root / "machine.ini"
         try:
-            parser.read_string(read_text(path) or "")
+            parser.read_string(ground.read_text(path) or "")
         except (configparser.Error, ValueError) as error:
-            raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+            raise ground.UsageError(f"{path}: {' '.join(str(error).split())}") from None
         options = self.options
         values = {"name": options.name, "roles": " ".join(options.role), "repo": options.repo, "branch": options.branch}
         values["verify"] = "signatures" if options.allowed_signers else ""
@@ -485,19 +395,26 @@ class Setup:
     def script(self) -> None:
         """bin/deploy_machine.py, unless one that works is there: deploys keep it up to date themselves."""
         path = self.root / "bin" / carrier.ENTRY
-        present = is_there(path)
-        # all of it as the user who can write there: root must not run or follow what deploy may have put in place
-        if present and user_exists(self.user):
-            if call(PYTHON, str(path), "--version", user=self.user, check=False).returncode == 0:
-                return
+        present = ground.is_there(path)
+        if present and is_whole(path, self.root / carrier.FOLDER):
+            return
         if self.differs(f"{path}: {'changed' if present else 'created'}"):
             files = carrier.own_files(HERE)
             archive, version = carrier.pack(files), carrier.identity(files)
             words = [str(self.root), str(len(archive)), version]
-            call(PYTHON, "-I", "-c", carrier.program(), *words, user=self.user, stdin=archive)
-            replace_link(path, f"../{carrier.FOLDER}/{version}/{carrier.ENTRY}", self.user)
+            # as the user who can write there: root must not follow what deploy may have put in place
+            ground.call(PYTHON, "-I", "-c", carrier.program(), *words, user=self.user, stdin=archive)
+            ground.replace_link(path, f"../{carrier.FOLDER}/{version}/{carrier.ENTRY}", self.user)
+
+    def library(self, source: Path, path: Path) -> None:
+        """A program of ours that is run there for others, who must not be able to change it."""
+        if not source.exists():
+            raise ground.UsageError(f"{source} is missing: copy the whole of scripts/")
+        self.directory(LIBRARY, 0o755, "root", "root")
+        self.file(path, source.read_text(encoding="utf-8"), 0o755, "root", "root")
 
     def units(self) -> None:
+        self.library(HERE / carrier.PACKAGE / DOTENV.name, DOTENV)
         wanted = units_of(self.settings, self.options.role)
         old_address = SYSTEM_UNITS / OLD_ADDRESS_UNIT
         if self.old in ("serves", "ends") or (old_address.exists() and lines_below_nginx(f"unix:{OLD_ADDRESS}")):
@@ -509,19 +426,19 @@ class Setup:
                 text = render_unit((UNITS / unit).read_text(encoding="utf-8"), str(self.root), self.user)
                 changed |= self.file(SYSTEM_UNITS / unit, text, 0o644, "root", "root")
                 changed |= self.backoff(unit)
-            elif call("systemctl", "cat", "--", unit, check=False).returncode != 0:
+            elif ground.call("systemctl", "cat", "--", unit, check=False).returncode != 0:
                 missing.append(unit)
                 self.todo.append(f"{unit}: systemd/ has no such file and this machine no such unit: write one")
         self.remove_units([name for name in units_from_here() if name not in wanted and name not in OLD_UNITS])
         self.remove_units(OLD_UNITS if self.old == "is done with" else ())
         if changed and not self.options.check:
-            call("systemctl", "daemon-reload")
+            ground.call("systemctl", "daemon-reload")
         for unit in (name for file in wanted if file not in missing for name in enabled_of(file)):
             self.enable(unit)
 
     def backoff(self, unit: str) -> bool:
         """The drop-in that lets restart delays grow, where systemd knows how."""
-        version = re.search(r"\d+", call("systemctl", "--version").stdout)
+        version = re.search(r"\d+", ground.call("systemctl", "--version").stdout)
         restarts = "\nRestartSec=" in (UNITS / unit).read_text(encoding="utf-8")
         if not restarts or not version or int(version[0]) < 254:
             return False
@@ -537,22 +454,24 @@ class Setup:
             self.differs(f"{path}: removed, nothing that this machine is for needs it")
         if gone and not self.options.check:
             # all at once: a socket that is stopped later would start its service again
-            call("systemctl", "disable", "--now", "--", *(unit for path in gone for unit in enabled_of(path.name)))
+            ground.call(
+                "systemctl", "disable", "--now", "--", *(unit for path in gone for unit in enabled_of(path.name))
+            )
             for path in gone:
                 path.unlink()
                 shutil.rmtree(path.with_name(f"{path.name}.d"), ignore_errors=True)
-            call("systemctl", "daemon-reload")
+            ground.call("systemctl", "daemon-reload")
 
     def enable(self, unit: str) -> None:
         """Have it at boots; timers, and sockets that wait for no deploy, now, too."""
-        state = call("systemctl", "is-enabled", "--", unit, check=False).stdout.strip()
+        state = ground.call("systemctl", "is-enabled", "--", unit, check=False).stdout.strip()
         if state in ("disabled", "") or (state == "not-found" and source_of(unit).exists()):
             if self.differs(f"{unit}: enabled"):
-                call("systemctl", "enable", "--", unit)
+                ground.call("systemctl", "enable", "--", unit)
         at_once = unit.endswith((".socket", ".timer")) and "@" not in unit
-        if at_once and call("systemctl", "is-active", "--", unit, check=False).returncode != 0:
+        if at_once and ground.call("systemctl", "is-active", "--", unit, check=False).returncode != 0:
             if self.differs(f"{unit}: started"):
-                call("systemctl", "start", "--", unit)
+                ground.call("systemctl", "start", "--", unit)
 
     # -- from version 0.1 to slots
 
@@ -561,47 +480,53 @@ class Setup:
 
         It "serves" until a deploy has moved the site to a slot, then "ends" what it has begun, then "is done with".
         """
-        text = read_text(SYSTEM_UNITS / OLD_UNITS[1]) or ""
+        text = ground.read_text(SYSTEM_UNITS / OLD_UNITS[1]) or ""
         roles = config.roles_of(self.options.role, self.settings)
-        ours = f"ExecStart={self.root}/current/" in text and user_exists(self.user)
+        ours = f"{self.root}/current/.venv/bin/gunicorn" in text and ground.user_exists(self.user)
         if not ours or OLD_UNITS[1] in config.units_of(roles)[0]:
             return ""  # none, another application's, or one that deploy.ini still names
         if not slots_of(self.settings, self.options.role) or not self.is_so("-e", f"{self.root}/current"):
             return "is done with"
         if not self.is_so("-L", self.link_to_socket()) or self.leads_to_old_socket():
             return "serves"
-        states = call("systemctl", "show", "--property=ActiveState", "--value", *OLD_UNITS).stdout.split()
+        states = ground.call("systemctl", "show", "--property=ActiveState", "--value", *OLD_UNITS).stdout.split()
         return "is done with" if set(states) <= {"inactive", "failed"} else "ends"
 
     def is_so(self, what: str, path: str) -> bool:
         """A test(1) as the user whose files those are, who is led nowhere new by a link."""
-        return call("test", what, path, user=self.user, check=False).returncode == 0
+        return ground.call("test", what, path, user=self.user, check=False).returncode == 0
 
     def link_to_socket(self) -> str:
         """The link in the release that serves, which tells where it is served."""
         return f"{self.root}/current/.socket"
 
     def leads_to_old_socket(self) -> bool:
-        return call("readlink", self.link_to_socket(), user=self.user).stdout.strip() == str(OLD_SOCKET)
+        return ground.call("readlink", self.link_to_socket(), user=self.user).stdout.strip() == str(OLD_SOCKET)
 
     def prepare_to_move(self) -> bool:
         """Let a deploy find the old service's socket as it finds a slot's; return whether a unit changed.
 
         What serves goes on as it was, deploys of version 0.1 included: they restart gunicorn.service.
         """
-        if is_there(OLD_ADDRESS) and not is_link(OLD_ADDRESS):
-            with reached(OLD_ADDRESS) as descriptor:
+        if ground.is_there(OLD_ADDRESS) and not ground.is_link(OLD_ADDRESS):
+            with ground.reached(OLD_ADDRESS) as descriptor:
                 owner = pwd.getpwuid(os.fstat(descriptor).st_uid).pw_name
             self.ownership(OLD_ADDRESS, 0o660, owner, self.user)
-            if not is_there(OLD_SOCKET) and self.differs(f"{OLD_SOCKET}: leads to {OLD_ADDRESS}"):
-                replace_link(OLD_SOCKET, str(OLD_ADDRESS), "root")
+            if not ground.is_there(OLD_SOCKET) and self.differs(f"{OLD_SOCKET}: leads to {OLD_ADDRESS}"):
+                ground.replace_link(OLD_SOCKET, str(OLD_ADDRESS), "root")
         link = self.link_to_socket()
         if not self.is_so("-L", link) and self.differs(f"{link}: leads to {OLD_SOCKET}"):
-            call("ln", "--symbolic", "--no-target-directory", str(OLD_SOCKET), link, user=self.user)
+            ground.call("ln", "--symbolic", "--no-target-directory", str(OLD_SOCKET), link, user=self.user)
         service = SYSTEM_UNITS / OLD_UNITS[1]
-        text = read_text(service) or ""
+        text = ground.read_text(service) or ""
         # else to stop the socket, that nobody may come any more, would stop the service with who is there
-        text = text.replace(f"Requires={OLD_UNITS[0]}", f"Wants={OLD_UNITS[0]}")
+        text = text.replace(f"Requires={OLD_UNITS[0]}", f"Wants={OLD_UNITS[0]}").replace(
+            "RuntimeDirectory=gunicorn\n", ""
+        )
+        # else systemd would give what root runs below the variables that `deploy` writes, such as LD_PRELOAD
+        env = f"{self.root}/shared/.env"
+        start = f"ExecStart={PYTHON} -IS {DOTENV} {env} "
+        text = text.replace(f"EnvironmentFile=-{env}\n", "").replace(f"ExecStart={self.root}/", f"{start}{self.root}/")
         changed = self.file(service, text, 0o644, "root", "root")
         for unit, lines in ((OLD_UNITS[0], OLD_SOCKET_LINES), (OLD_UNITS[1], OLD_SERVICE_LINES)):
             folder = SYSTEM_UNITS / f"{unit}.d"
@@ -627,20 +552,20 @@ class Setup:
             old = [" ".join(services.privileged(verb, OLD_UNITS[1])) for verb in verbs]
             calls = [*calls, *(line for line in old if line not in calls)]
         text = sudoers_text(self.user, calls)
-        if read_text(SUDOERS) != text:  # a broken file there could lock everybody out of sudo
+        if ground.read_text(SUDOERS) != text:  # a broken file there could lock everybody out of sudo
             if not shutil.which("visudo"):
                 self.todo.append(f"sudo: {HOW_TO_GET['sudo']}; then run this again")
                 return
             with tempfile.NamedTemporaryFile("w", suffix=".sudoers") as file:
                 file.write(text)
                 file.flush()
-                call("visudo", "--check", "--quiet", "--file", file.name)
+                ground.call("visudo", "--check", "--quiet", "--file", file.name)
         self.file(SUDOERS, text, 0o440, "root", "root")
 
     def keys(self) -> None:
-        if not user_exists(self.user):
+        if not ground.user_exists(self.user):
             return  # --check on a machine that is not set up
-        folder = Path(pwd.getpwnam(self.user).pw_dir) / ".ssh"
+        folder = self.home / ".ssh"
         self.directory(folder, 0o700, self.user, self.user)
         if self.options.authorize:
             self.authorize(folder / "authorized_keys", self.options.authorize)
@@ -650,53 +575,53 @@ class Setup:
 
     def authorize(self, path: Path, line: str) -> None:
         """Let CI's key in: for commands only, no forwarding and no terminal; if restricted, for deploys only."""
-        lines = (read_text(path) or "").splitlines()
+        lines = (ground.read_text(path) or "").splitlines()
         kept, own = others_and_own(lines, line)
+        asked = self.options.restrict_ci_key
         wanted = f"restrict {line}"
-        if self.options.restrict_ci_key or any(str(RESTRICTED_PUSH) in entry for entry in own):
-            self.directory(RESTRICTED_PUSH.parent, 0o755, "root", "root")
-            source = HERE / RESTRICTED_PUSH.name
-            if not source.exists():
-                raise UsageError(f"{source} is missing: copy the whole of scripts/")
-            self.file(RESTRICTED_PUSH, source.read_text(encoding="utf-8"), 0o755, "root", "root")
+        if asked or (asked is None and (not own or any(str(RESTRICTED_PUSH) in entry for entry in own))):
+            self.library(HERE / RESTRICTED_PUSH.name, RESTRICTED_PUSH)
             wanted = f'restrict,command="{PYTHON} -I {RESTRICTED_PUSH} {self.root}" {line}'
+        elif not any("command=" in entry for entry in own) and asked is None:
+            self.notes.append(
+                f"CI's key may run anything as {self.user}: --restrict-ci-key lets it deploy, and no more"
+            )
         # one line for the key: sshd would take the first that fits. One that a person has changed stays.
-        if not own or (self.options.restrict_ci_key and own != [wanted]):
+        if not own or (asked is not None and own != [wanted]):
             lines = [*kept, wanted]
         self.file(path, "".join(f"{entry}\n" for entry in lines), 0o600, self.user, self.user)
         second = path.with_name("authorized_keys2")  # sshd reads it, too
-        if others_and_own((read_text(second) or "").splitlines(), line)[1]:
+        if others_and_own((ground.read_text(second) or "").splitlines(), line)[1]:
             self.todo.append(f"{second} lets CI's key in as well, without the restrictions above: remove it there")
 
     def deploy_key(self, path: Path) -> None:
-        if not exists(path) and self.differs(f"{path}: created, the key that reads the repository"):
+        if not ground.exists(path) and self.differs(f"{path}: created, the key that reads the repository"):
             comment = f"{self.options.name} reads {self.options.repo}"
-            call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path), user=self.user)
+            ground.call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path), user=self.user)
 
     def git_host(self, path: Path) -> None:
         """Pin the git host's key, and show its fingerprint: a person should compare it."""
         host, port = ssh_place(self.options.repo)
-        name = host if port == 22 else f"[{host}]:{port}"
-        if exists(path):
-            if call("ssh-keygen", "-F", name, "-f", str(path), user=self.user, check=False).returncode == 0:
-                return
-        scanned = call("ssh-keyscan", "-T", "10", "-p", str(port), "--", host, check=False).stdout
+        known = (ground.read_text(path) or "").encode()
+        find = ["ssh-keygen", "-F", known_name(host, port), "-f", "/dev/stdin"]
+        if known and ground.call(*find, stdin=known, check=False).returncode == 0:
+            return
+        scanned = ground.call("ssh-keyscan", "-T", "10", "-p", str(port), "--", host, check=False).stdout
         lines = "".join(f"{line}\n" for line in scanned.splitlines() if line and not line.startswith("#"))
         if not lines:
             self.todo.append(f"{host}: could not be asked for its ssh host key; run this again when it answers")
             return
-        self.file(path, (read_text(path) or "") + lines, 0o644, self.user, self.user)
-        prints = call("ssh-keygen", "-l", "-f", "-", stdin=lines.encode()).stdout.splitlines()
+        self.file(path, (ground.read_text(path) or "") + lines, 0o644, self.user, self.user)
+        prints = ground.call("ssh-keygen", "-l", "-f", "-", stdin=lines.encode()).stdout.splitlines()
         self.todo.append(f"compare the host key of {host} with what it publishes: " + "; ".join(prints))
 
     def missing_programs(self) -> None:
-        home = f"/home/{self.user}"
-        path = f"{home}/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = f"{self.home}/.local/bin:{ground.PATH}"
         for program in self.options.needs:
-            if not shutil.which(program, path=path):
+            if not (has_ensurepip(self.settings.python, path) if program == VENV else shutil.which(program, path=path)):
                 self.todo.append(f"{program} is missing: {HOW_TO_GET[program].format(user=self.user)}")
         slots = slots_of(self.settings, self.options.role)
-        if "nginx" in self.options.needs and NGINX.is_dir() and slots and self.old != "serves":
+        if "nginx" in self.options.needs and looks.NGINX.is_dir() and slots and self.old != "serves":
             self.nginx_sites()
 
     def nginx_sites(self) -> None:
@@ -706,43 +631,77 @@ class Setup:
         for place, line in old.items():
             self.todo.append(f"nginx: write in {place}: {line.replace(f'unix:{OLD_ADDRESS}', address)}")
         if not old and not lines_below_nginx(address):
-            self.todo.append(f"nginx: no file below {NGINX} passes requests to {address}: add a site that does")
+            self.todo.append(f"nginx: no file below {looks.NGINX} passes requests to {address}: add a site that does")
 
     def what_deploy_could_change(self) -> None:
         """Name what root runs or reads and `deploy` or `app` could change: each would make them root."""
-        owners = {pwd.getpwnam(name).pw_uid for name in (self.user, APP_USER) if user_exists(name)}
-        for path in sorted(path for top in (NGINX, SYSTEM_UNITS) for path in top.rglob("*")):
+        owners = {pwd.getpwnam(name).pw_uid for name in (self.user, APP_USER) if ground.user_exists(name)}
+        for path in sorted(path for top in (looks.NGINX, SYSTEM_UNITS) for path in top.rglob("*")):
             real = Path(os.path.realpath(path))
             if self.root.resolve() in real.parents or (real.exists() and real.stat().st_uid in owners):
                 self.todo.append(f"{path} leads to {real}, where {self.user} could change what root runs: copy it")
-        if self.options.allowed_signers or "verify" in (read_text(self.root / "machine.ini") or ""):
-            version = re.findall(r"\d+", call("git", "--version", check=False).stdout) if shutil.which("git") else []
+        if self.options.allowed_signers or "verify" in (ground.read_text(self.root / "machine.ini") or ""):
+            version = (
+                re.findall(r"\d+", ground.call("git", "--version", check=False).stdout) if shutil.which("git") else []
+            )
             if [int(part) for part in version[:2]] < [2, 34]:
                 self.todo.append("git: verify = signatures needs 2.34 or newer; deploys fail until it is there")
 
     # -- what a person does next
 
+    def look(self) -> None:
+        """What no change of ours can put right: each with the command that does."""
+        self.found += [*looks.read_by_nginx(self.root), *looks.read_by_systemd(self.root)]
+        if not ground.user_exists(self.user):
+            return
+        ssh = self.home / ".ssh"
+        self.found += [*looks.account(self.user), *looks.sshd(self.user, ssh / "authorized_keys")]
+        self.found += looks.sudo(self.user, SUDOERS, sudo_calls(self.settings, self.options.role))
+        self.found += [*looks.owners(self.root, self.user), *looks.file_systems(self.root)]
+        self.found += looks.proxy(self.options.repo, self.root / "shared" / ".env")
+        if is_ssh(self.options.repo):
+            place, port = ssh_place(self.options.repo)
+            self.found += looks.git_host(place, port, known_name(place, port), ssh / "known_hosts", self.user)
+
+    # -- what a person does next
+
     def report(self) -> None:
         options = self.options
-        word = "differences" if options.check else "changes"
-        print(f"{options.name}: {self.changes or 'no'} {word}" + ("" if self.changes else ", all is as it should be"))
+        word, number = ("differences" if options.check else "changes"), self.changes or "no"
+        well = not self.changes and not self.found
+        ground.say(f"{options.name}: {number} {word}" + (", all is as it should be" if well else ""))
         for line in self.notes:
-            print(f"note: {line}")
-        for line in self.todo:
-            print(f"to do: {line}")
-        if options.check:
-            return
-        key = read_text(Path(f"/home/{self.user}/.ssh/id_ed25519.pub"))
+            ground.say(f"note: {line}")
+        for line in [*self.found, *self.todo]:
+            ground.say(f"to do: {line}")
+        if not options.check:
+            self.say_secrets()
+
+    def say_secrets(self) -> None:
+        options = self.options
+        key = ground.read_text(self.home / ".ssh" / "id_ed25519.pub")
         if is_ssh(options.repo) and key:
             print("\nDeploy key: add it to the repository (Settings > Deploy keys), without write access:")
-            print(f"  {key.strip()}")
+            ground.say(f"  {key.strip()}")
+        try:
+            sshd = looks.sshd_settings(self.user)
+        except ground.SetupError:
+            sshd = {"hostkey": [str(path)[:-4] for path in sorted(Path("/etc/ssh").glob("ssh_host_*_key.pub"))]}
+        place = options.seen_as or own_address(sshd.get("port", []))
+        branch = options.branch or "main"
         prefix = re.sub("[^A-Z0-9]", "_", options.name.upper())
-        print("\nSecrets: add them to the repository (Settings > Secrets and variables > Actions):")
-        print(f"  {prefix}_HOST = {options.seen_as or own_address()}")
+        print(
+            f"\nSecrets: make the environment `{options.name}` in the repository (Settings > Environments), limit it to"
+        )
+        print(
+            f"the branch `{branch}` (Deployment branches and tags > Selected branches and tags), and add them there. As"
+        )
+        print("secrets of the repository, whoever may push a branch of their own could read them:")
+        print(f"  {prefix}_HOST = {place}")
         print(f"  {prefix}_USER = {self.user}")
         print("  DEPLOY_SSH_KEY = the private half of the key that --authorize names, the same for all machines")
         print("  DEPLOY_KNOWN_HOSTS = the following lines, below those of the other machines:")
-        for line in host_keys(options.seen_as or own_address()):
+        for line in host_keys(place, sshd.get("hostkey", [])):
             print(f"    {line}")
 
     def run(self) -> int:
@@ -752,35 +711,37 @@ class Setup:
         self.units()
         self.sudoers()
         self.missing_programs()
+        self.look()
         self.what_deploy_could_change()
         self.say_what_serves()
         self.report()
-        return EXIT_DIFFERS if self.options.check and self.changes else 0
+        return EXIT_DIFFERS if self.options.check and (self.changes or self.found) else 0
 
 
 def lines_below_nginx(text: str) -> dict[str, str]:
     """The lines of nginx's files that have this text outside a comment: FILE:LINE and the line itself."""
-    found: dict[str, str] = {}
-    for path in dict.fromkeys(Path(os.path.realpath(path)) for path in sorted(NGINX.rglob("*"))):
-        if path.is_file():
-            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-                if re.search(re.escape(text) + r"(?![\w.-])", line.partition("#")[0]):
-                    found[f"{path}:{number}"] = line.strip()
-    return found
+    lines = looks.nginx_lines(looks.NGINX).items()
+    return {place: line for place, line in lines if re.search(re.escape(text) + r"(?![\w.-])", line)}
 
 
-def own_address() -> str:
-    """The address that this machine uses towards others, as a guess for its name in CI."""
-    words = call("hostname", "-I", check=False).stdout.split() if shutil.which("hostname") else []
-    return words[0] if words else os.uname().nodename
+def own_address(ports: Sequence[str]) -> str:
+    """The address that this machine uses towards others, as a guess for its name in CI; with sshd's port."""
+    words = ground.call("hostname", "-I", check=False).stdout.split() if shutil.which("hostname") else []
+    name = words[0] if words else os.uname().nodename
+    if not ports or "22" in ports:
+        return name
+    return f"[{name}]:{ports[0]}" if ":" in name else f"{name}:{ports[0]}"
 
 
-def host_keys(place: str) -> list[str]:
-    """known_hosts lines of this machine, for `host`, `host:port` or `[v6]:port`."""
-    host, port = split_place(place)
-    name = f"[{host}]:{port}" if port else host
-    keys = sorted(Path("/etc/ssh").glob("ssh_host_*_key.pub"))
-    return [f"{name} {' '.join(key.read_text(encoding='utf-8').split()[:2])}" for key in keys]
+def host_keys(place: str, files: Sequence[str]) -> list[str]:
+    """known_hosts lines of this machine, for `host`, `host:port` or `[v6]:port`, as ssh looks for them.
+
+    files: sshd's private keys. It is asked for port 22 by the bare name, however that was written.
+    """
+    name, port = split_place(place)
+    name = known_name(name, int(port or 22))
+    found = [ground.read_text(Path(f"{file}.pub")) for file in files]
+    return [f"{name} {' '.join(text.split()[:2])}" for text in found if text]
 
 
 # --- from a laptop ----------------------------------------------------------------------------------
@@ -798,7 +759,7 @@ def split_place(place: str) -> tuple[str, str]:
 def bundle(texts: Mapping[str, str]) -> dict[str, bytes]:
     """What the machine needs of this repository, by path, and further files by name."""
     files = {f"scripts/{name}": data for name, data in carrier.own_files(HERE).items()}
-    paths = [HERE / "setup_machine.py", HERE / RESTRICTED_PUSH.name, *UNITS.iterdir(), REPOSITORY / "deploy.ini"]
+    paths = [*HERE.glob("setup_*.py"), HERE / RESTRICTED_PUSH.name, *UNITS.iterdir(), REPOSITORY / "deploy.ini"]
     files.update({str(path.relative_to(REPOSITORY)): path.read_bytes() for path in paths if path.is_file()})
     return {**files, **{name: text.encode() for name, text in texts.items()}}
 
@@ -811,7 +772,7 @@ def carried(files: Mapping[str, bytes], arguments: Sequence[str]) -> list[str]:
     try:
         packed = base64.b85encode(carrier.pack(files)).decode()
     except ValueError as error:
-        raise UsageError(f"{REPOSITORY}: {error}: remove it") from None
+        raise ground.UsageError(f"{REPOSITORY}: {error}: remove it") from None
     program = carrier.program()
     return ["python3", "-I", "-c", program, "setup", packed, carrier.identity(files), *arguments]
 
@@ -823,7 +784,8 @@ def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
     arguments += [word for role in options.role for word in ("--role", role)]
     arguments += ["--branch", options.branch] if options.branch else []
     arguments += ["--authorize", "authorize.pub"] if options.authorize else []
-    arguments += ["--restrict-ci-key"] if options.restrict_ci_key else []
+    if options.restrict_ci_key is not None:
+        arguments += ["--restrict-ci-key" if options.restrict_ci_key else "--no-restrict-ci-key"]
     arguments += ["--allowed-signers", "allowed_signers"] if options.allowed_signers else []
     arguments += ["--check"] if options.check else []
     arguments += ["--seen-as", place, "--needs", ",".join(options.needs)]
@@ -832,7 +794,7 @@ def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
     words = carried(bundle({name: text + "\n" for name, text in texts.items() if text}), arguments)
     line = f'sudo="{sudo}"; [ "$(id -u)" = 0 ] && sudo=; exec $sudo {shlex.join(words)}'
     if len(line.encode()) > COMMAND_LINE:
-        raise UsageError(
+        raise ground.UsageError(
             "deploy.ini, systemd/ and --allowed-signers are too long for one command line: run it on the machine"
         )
     return line
@@ -850,7 +812,7 @@ def run_over_ssh(options: argparse.Namespace) -> int:
     try:
         code = subprocess.call([*argv, "--", host, remote_command(options, ask_password)])
     except FileNotFoundError:
-        raise SetupError("ssh: not found: install openssh-client") from None
+        raise ground.SetupError("ssh: not found: install openssh-client") from None
     if code == 255:
         print(f"setup_machine.py: {place} could not be reached by ssh (see above)", file=sys.stderr)
         return EXIT_OFFLINE
@@ -862,7 +824,7 @@ def run_over_ssh(options: argparse.Namespace) -> int:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
+        raise ground.UsageError(f"{message} (see --help)")
 
 
 def checked(pattern: str, what: str) -> Any:
@@ -872,6 +834,14 @@ def checked(pattern: str, what: str) -> Any:
         return text
 
     return check
+
+
+def repository(url: str) -> str:
+    """An address that a machine may fetch from, by the same rules as there."""
+    try:
+        return host.check_url(url)
+    except errors.UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def public_key(path: str) -> str:
@@ -909,17 +879,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     name = checked(r"[A-Za-z][A-Za-z0-9-]*", "a machine name: letters, digits and -")
     role = checked(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a role name")
-    url = checked(
-        r"(?!-)(?!https?://([^/@]*:[^/@]*|[^/@]{20,})@)\S+",
-        "an address that git could fetch from without a password in it",
-    )
     user = checked(r"[a-z_][a-z0-9_-]*", "a user name")
     root = checked(r"/[A-Za-z0-9_./-]*[A-Za-z0-9_-]", "an absolute path of letters, digits, . _ and -")
     branch = checked(r"(?!-)[^\s~^:?*\[\\]+", "a branch name")
     place = checked(r"(?!-)([A-Za-z0-9_.-]+@)?(\[[0-9a-fA-F:.%]+\]|(?!-)[A-Za-z0-9_.-]+)(:\d+)?", "[USER@]HOST[:PORT]")
     parser.add_argument("--name", required=True, type=name, help="of this machine, e.g. frontend; names its secrets")
     parser.add_argument("--role", required=True, type=role, action="append", metavar="R", help="repeatable")
-    parser.add_argument("--repo", required=True, type=url, metavar="URL", help="the application's git repository")
+    parser.add_argument(
+        "--repo", required=True, type=repository, metavar="URL", help="the application's git repository"
+    )
     parser.add_argument("--branch", type=branch, metavar="B", help="default: as deploy.ini says, else main")
     parser.add_argument("--root", default="/srv/app", type=root, metavar="DIR", help="default: /srv/app")
     parser.add_argument("--user", default="deploy", type=user, help="who owns the code; default: deploy")
@@ -927,8 +895,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--authorize", type=public_key, metavar="PUBKEY_FILE", help="public half of CI's ssh key")
     parser.add_argument(
         "--restrict-ci-key",
-        action="store_true",
-        help="with --authorize: that key may deploy this machine, and nothing else",
+        action=argparse.BooleanOptionalAction,
+        help="whether the key of --authorize may only deploy this machine; it stays as it is there, a new one may only",
     )
     parser.add_argument(
         "--allowed-signers",
@@ -946,8 +914,8 @@ def main_inner(arguments: Sequence[str]) -> int:
     """Return the exit code. Raises SetupError."""
     options = make_parser().parse_args(arguments)
     options.role = list(dict.fromkeys(options.role))
-    if options.restrict_ci_key and not options.authorize:
-        raise UsageError("--restrict-ci-key: name the key's public half with --authorize")
+    if options.restrict_ci_key is not None and not options.authorize:
+        raise ground.UsageError("--restrict-ci-key, --no-restrict-ci-key: name the key's public half with --authorize")
     settings = read_config()
     check_roles(settings, options.role)
     if options.needs is None:
@@ -955,11 +923,12 @@ def main_inner(arguments: Sequence[str]) -> int:
     if options.ssh:
         return run_over_ssh(options)
     if os.geteuid() != 0:
-        raise UsageError("run it as root on the machine (sudo ...), or from elsewhere with --ssh")
+        raise ground.UsageError("run it as root on the machine (sudo ...), or from elsewhere with --ssh")
     if not Path("/run/systemd/system").is_dir():
-        raise UsageError("this machine was not booted with systemd; nothing here could run the services")
+        raise ground.UsageError("this machine was not booted with systemd; nothing here could run the services")
     if options.user == APP_USER:
-        raise UsageError(f"--user {APP_USER}: the services run as {APP_USER}, who must not own the code")
+        raise ground.UsageError(f"--user {APP_USER}: the services run as {APP_USER}, who must not own the code")
+    check_users([APP_USER, options.user])
     return Setup(options, settings).run()
 
 
@@ -967,8 +936,8 @@ def main() -> NoReturn:
     os.umask(0o022)
     try:
         sys.exit(main_inner(sys.argv[1:]))
-    except SetupError as error:
-        print(f"setup_machine.py: {error}", file=sys.stderr)
+    except ground.SetupError as error:
+        ground.say(f"setup_machine.py: {error}", sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
         print("setup_machine.py: interrupted; a second run goes on from here", file=sys.stderr)

@@ -16,6 +16,7 @@ from deployer import (
     files,
     health,
     host,
+    lock,
     log,
     memory,
     migrations,
@@ -71,7 +72,7 @@ def under_lock(request: memory.Request, story: Story, quiet: bool = False) -> Re
             log.ready()
 
     try:
-        with memory.hold_lock(request, while_waiting) as progress.lock:
+        with lock.hold(request, while_waiting) as progress.lock:
             outcome = outcome_of(progress, story)
             if quiet and outcome.name == "unreachable":
                 result = result_of(progress, outcome)

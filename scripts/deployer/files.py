@@ -1,4 +1,4 @@
-"""Files: replaced whole, also over a power cut; JSON with a schema; EnvironmentFile=; removal; a full disk."""
+"""Files: replaced whole, also over a power cut; JSON with a schema; removal; a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from deployer import log, run
+from deployer import dotenv, log, run
 
 SCHEMA = 1  # of the result, the history and every file below state/
 TIME = "%Y-%m-%dT%H:%M:%SZ"  # how every time is written: UTC
@@ -157,29 +157,4 @@ def free_space(path: Path) -> str:
 
 
 def parse_variables(text: str) -> dict[str, str]:
-    """Parse a file as systemd does for EnvironmentFile= (its src/basic/env-file.c), damaged lines too.
-
-    Comments begin with # or ;, values may be 'literal', "with \\" escapes" or bare (then a backslash
-    escapes one character, and quotes in it are literal); a backslash at the end of a line continues it.
-    """
-    line_pattern = re.compile(r"(?s)[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))")
-    quoted_pattern = re.compile(r"""(?s)[ \t]*(?:'(?P<literal>[^']*)'?|"(?P<escaped>(?:\\.|[^\\"])*)"?)""")
-    bare_pattern = re.compile(r"(?s)[ \t]*(?P<text>(?:\\.?|[^\\ \t\r\n]|[ \t]+(?=[^ \t\r\n]))*)")
-    result: dict[str, str] = {}
-    position = 0
-    while position < len(text):
-        line = line_pattern.match(text, position)
-        assert line
-        position, value = line.end(), ""
-        if not line["equals"]:
-            continue
-        while part := quoted_pattern.match(text, position):
-            value += part["literal"] or re.sub(r'\\(?:\n|(["\\`$]))', r"\1", part["escaped"] or "")
-            position = part.end()
-        bare = bare_pattern.match(text, position)
-        assert bare
-        value += re.sub(r"\\(?:[\r\n]|(.?))", r"\1", bare["text"])
-        position = bare.end()
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*[ \t]*", line["key"]):
-            result[line["key"].strip()] = value
-    return result
+    return dotenv.parse(text)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployer import config, errors, files, host, run
+from deployer import config, dotenv, errors, files, host, run
 
 NAMES = {"poetry": "Poetry", "npx": "npm", "yarnpkg": "Yarn", "yarn": "Yarn", "bun": "Bun", "bunx": "Bun"}
 NAMES |= {name: name for name in ("uv", "npm", "pnpm", "pdm", "pipenv", "deno", "hatch")}
@@ -71,7 +71,7 @@ def read_env(machine: host.Machine) -> str:
     """The text of shared/.env; empty if there is none. Raises DeployError."""
     path = machine.shared / ".env"
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return dotenv.read(str(path))
     except FileNotFoundError:
         return ""
     except OSError as error:

@@ -18,6 +18,7 @@ from deployer import (
     health,
     host,
     inputs,
+    lock,
     memory,
     mirror,
     releases,
@@ -30,7 +31,7 @@ def plan(request: memory.Request) -> attempt.Result:
     """Say what deploy would do and why; changes nothing but the mirror."""
     machine, progress = request.machine, attempt.begin(request)
     source = deploy.mirror_of(machine)
-    with memory.hold_lock(request, lambda waits: None):
+    with lock.hold(request, lambda waits: None):
         wanted, _ = deploy.find_target(progress, source)
         mirror.verify_signature(machine, source, wanted)
         commit = source.load(wanted, source.tree(wanted))
@@ -93,7 +94,7 @@ def status(request: memory.Request) -> attempt.Result:
     machine = request.machine
     host.must_own(machine)  # it runs the check command, and what failed steps printed is not for everybody
     current = releases.current(machine)
-    running, is_held = memory.read_running(machine), memory.lock_is_held(machine)
+    running, is_held = memory.read_running(machine), lock.is_held(machine)
     reports, problem = observe(machine, current)
     since = time.strftime(files.TIME, time.gmtime(os.lstat(machine.current).st_mtime)) if current else None
     return {

@@ -15,6 +15,7 @@ from deployer import (
     files,
     health,
     host,
+    lock,
     log,
     memory,
     releases,
@@ -46,7 +47,7 @@ def watch(request: memory.Request) -> attempt.Result:
     request = request._replace(trigger="watch", lock_timeout=0.1)
     progress = attempt.begin(request)
     try:
-        with memory.hold_lock(request, lambda waits: None) as progress.lock:
+        with lock.hold(request, lambda waits: None) as progress.lock:
             outcome = attempt.outcome_of(progress, look)
             result = attempt.result_of(progress, outcome)
             if outcome.name != "unchanged":

@@ -296,6 +296,11 @@ def test_the_restriction_is_kept_and_other_lines_too(world: World, scheduler: Ma
     scheduler.sh(f"echo '# older' >> {installed}")
     assert f"+ {installed}: changed" in world.set_up("scheduler").stdout, "kept up to date, too"
     assert scheduler.out(f"stat -c '%a %U' {installed} {installed.rpartition('/')[0]}") == "755 root\n755 root"
+    for arguments in (["--no-restrict-ci-key"], []):
+        done = world.set_up("scheduler", *arguments)
+        assert scheduler.out(f"cat {KEYS}").splitlines()[-1] == f"restrict {key}", "lifted, it stays so"
+    assert "note: CI's key may run anything as deploy: --restrict-ci-key lets it deploy, and no more" in done.stdout
+    world.set_up("scheduler", "--restrict-ci-key")
     scheduler.sh(f"cp {KEYS} {KEYS}2")
     assert "authorized_keys2 lets CI's key in as well" in world.set_up("scheduler", "--check").stdout
 
@@ -330,4 +335,4 @@ def test_restricting_needs_the_key(bare: World) -> None:
     words = ["--name", "x", "--role", "scheduler", "--repo", "r", "--restrict-ci-key", "--ssh", "root@10.0.0.5"]
     done = bare.runner("python3", script, *words, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--restrict-ci-key: name the key's public half with --authorize" in done.stderr
+    assert "name the key's public half with --authorize" in done.stderr

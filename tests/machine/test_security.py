@@ -116,7 +116,7 @@ def test_what_sudo_grants_runs_nothing_of_the_callers(world: World) -> None:
     variables += ["SYSTEMD_PAGERSECURE=0", "SYSTEMD_UNIT_PATH=/tmp/evil", "SYSTEMCTL_FORCE_BUS=1", "TERM=xterm"]
     text = frontend.out("cat /etc/sudoers.d/deploy-machine")
     calls = re.findall(r"^deploy ALL=\(root\) NOPASSWD: (.*)$", text, re.MULTILINE)
-    assert len(calls) == len([line for line in text.splitlines() if not line.startswith("#")]) > 6
+    assert len(calls) == len([line for line in text.splitlines() if not line.startswith(("#", "Defaults"))]) > 6
     for call in (line.replace("\\", "") for line in calls):
         unit, option = r"[a-z]+(@[a-z]+)?\.(service|socket)", "( --now| --no-block| --signal=KILL)?"
         assert re.fullmatch(rf"/usr/(bin/systemctl [a-z-]+{option} {unit}|sbin/nginx -t -q)", call)
@@ -156,6 +156,58 @@ def test_root_is_refused(world: World) -> None:
     assert (other.returncode, "belongs to deploy" in other.stderr) == (2, True)
 
 
+# --- what systemd reads and where it works --------------------------------------------------------------
+
+
+def test_no_env_file_stops_systemd(world: World) -> None:
+    """A FIFO, and an endless file: the service says so and comes back by itself, and PID 1 answers all the time."""
+    frontend = world.boot("frontend")
+    unit = frontend.serving()
+    script = "cd /srv/app/shared && mv .env was && "
+    for trap in ("mkfifo .env", "ln -s /dev/zero .env", "truncate -s 90G .env"):
+        frontend.sh(script + trap, user="deploy")
+        frontend.sh(f"sudo -n systemctl stop --no-block {unit}", user="deploy")
+        frontend.wait_for_unit(unit, state="inactive")
+        frontend.sh(f"sudo -n systemctl start {unit}", user="deploy", check=False, timeout=30)
+        assert frontend.run("systemctl", "daemon-reload", timeout=10).returncode == 0, trap
+        told = frontend.journal("-b", "-u", unit, "-n", "20")
+        assert "dotenv: /srv/app/shared/.env cannot be read: it is " in told, told
+        done = world.set_up("frontend", "--check")
+        assert (done.returncode, "/srv/app/shared/.env is " in done.stderr) == (10, True), done.stderr
+        frontend.sh("cd /srv/app/shared && rm .env && mv was .env", user="deploy")
+        frontend.wait_until(lambda: frontend.health()["status"] == 200, "it did not come back by itself")
+
+
+def test_services_see_what_systemd_would_give_them(world: World) -> None:
+    frontend, scheduler = world.boot("frontend"), world.boot("scheduler")
+    text = 'A=1 # no comment\nB=\'two\nlines\'\nexport C=3\nD="x\\"y"\nHOME=/tmp\nPYTHONUNBUFFERED=2\n'
+    for machine, unit in ((frontend, frontend.serving()), (scheduler, "scheduler.service")):
+        env = machine.root / "srv/app/shared/.env"
+        env.write_text(env.read_text() + text)
+        machine.sh(f"systemctl restart {unit}")
+        machine.wait_until(lambda: machine.pids(unit) != "0", f"{unit} does not run")  # noqa: B023
+        own = machine.sh(f"tr '\\0' '\\1' < /proc/{machine.show(unit, 'MainPID')}/environ").stdout.split("\1")
+        words = "-p User=app -p EnvironmentFile=/srv/app/shared/.env -p Environment=PYTHONDONTWRITEBYTECODE=1"
+        theirs = machine.sh(f"systemd-run -q --pipe --wait {words} env -0 | tr '\\0' '\\1'").stdout.split("\1")
+        each = {"INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS"}
+        each |= {"LISTEN_FDNAMES"}
+        left, right = ([line for line in lines if line.split("=")[0] not in each] for lines in (own, theirs))
+        assert sorted(left) == sorted(right)
+        assert {"A=1 # no comment", "HOME=/tmp", "PYTHONUNBUFFERED=2"} <= set(left)
+
+
+def test_a_service_can_write_nowhere_on_the_file_system_of_run(world: World) -> None:
+    """systemd itself needs space there: filled up, it takes no daemon-reload, and nginx cannot start."""
+    frontend, scheduler = world.boot("frontend"), world.boot("scheduler")
+    look = "import os\nfor top in ['/run', *(os.path.join(d, n) for d, names, _ in os.walk('/run') for n in names)]:\n"
+    look += "    if os.access(top, os.W_OK) and os.stat(top).st_dev == os.stat('/run').st_dev: print(top)\n"
+    for machine, unit in ((frontend, frontend.serving()), (scheduler, "scheduler.service")):
+        pid = machine.show(unit, "MainPID")
+        inside = f"nsenter -t {pid} -m setpriv --reuid=app --regid=app --init-groups python3 -c"
+        assert machine.out(f'{inside} "{look}"') == "", unit
+        assert machine.out(f'setpriv --reuid=app --regid=app --init-groups python3 -c "{look}"') == "", unit
+
+
 # --- setup_machine.py, run again after deploy or app have prepared something for it ------------------
 
 
@@ -167,9 +219,7 @@ def test_setup_runs_nothing_of_deploys_as_root(world: World) -> None:
         frontend.run("tee", f"/srv/app/bin/{name}.py", user="deploy", input=trap)
     for extra in (["--check"], []):
         world.set_up("frontend", *extra)
-    uid = frontend.out("id -u deploy")
-    ran = frontend.out("ls /tmp | grep ran-as || true").split()
-    assert ran == [f"ran-as-{uid}"], "it was tried, as deploy"
+    assert frontend.out("ls /tmp | grep ran-as || true") == "", "nor as deploy"
 
 
 SECRET = "root-only-4711"
@@ -247,6 +297,72 @@ def test_setup_follows_a_link_that_root_made(world: World) -> None:
     frontend.sh("chmod 755 /data/media")
     assert "media: mode 2775" in world.set_up("frontend").stdout
     assert frontend.out("stat -c '%a %U' /data/media") == "2775 app"
+
+
+TYPIST = """\
+#!/usr/bin/python3
+import fcntl, termios
+for descriptor in (0, 1, 2, open("/dev/tty")):
+    for byte in b"typed\\n":
+        try:
+            fcntl.ioctl(descriptor, termios.TIOCSTI, bytes([byte]))
+        except OSError:
+            pass
+"""
+SHELL_OF_ROOT = "script -qec '%s; timeout 2 head -n 1 > /root/typed' /dev/null < /dev/null"
+
+
+@pytest.mark.parametrize("suite", ["bullseye", "bookworm", "trixie"])
+def test_a_program_of_deploys_cannot_type_into_roots_terminal(bare: World, suite: str) -> None:
+    """By the documented call from root's shell. Without what setup writes, Debian 11's and 12's sudo would let it."""
+    machine = bare.machine("third", suite)
+    bare.boot("third")
+    assert bare.set_up("third", roles=["scheduler"]).returncode == 0
+    place = "/srv/app/bin/deploy_machine.py"
+    machine.sh(f"rm {place}", user="deploy")
+    machine.run("tee", place, input=TYPIST, user="deploy")
+    machine.sh(f"chmod 755 {place}", user="deploy")
+    machine.sh(SHELL_OF_ROOT % f"runuser -u deploy {place}")
+    assert machine.out("cat /root/typed").startswith("typed"), "it would type, if it could"
+    machine.sh(SHELL_OF_ROOT % f"sudo -u deploy {place} status")
+    assert machine.out("cat /root/typed") == ""
+
+
+def test_names_that_deploy_chose_steer_no_terminal(world: World) -> None:
+    frontend = world.boot("frontend")
+    frontend.sh(r"printf 'ssh-ed25519 AAAA \033]0;owned\007\nto do: run this' > ~/.ssh/id_ed25519.pub", user="deploy")
+    done = world.set_up("frontend")
+    assert r"  ssh-ed25519 AAAA \x1b]0;owned\x07\x0ato do: run this" in done.stdout.splitlines()
+    target = r"$(printf '/tmp/\033[31m\nsetup: done')"
+    frontend.sh(f'rm ~/.ssh/known_hosts; ln -s "{target}" ~/.ssh/known_hosts', user="deploy")
+    done = world.set_up("frontend")
+    assert (done.returncode, done.stderr.count("\n"), "\x1b" in done.stdout + done.stderr) == (10, 1, False)
+
+
+def test_setup_names_what_nginx_opens_as_root(world: World) -> None:
+    frontend = world.boot("frontend")
+    site, mime = "/etc/nginx/conf.d/more.conf", "    access_log /srv/app/shared/data/access.log;"
+    lines = ["include /srv/app/current/deploy/nginx/*.inc; # and so", mime, "error_log /var/log/nginx/more.log;"]
+    lines += ["server { listen 81; root /srv/app/current; ssl_certificate own/key.pem; }", "# include /srv/app/x;"]
+    frontend.run("tee", site, input="\n".join(lines))
+    frontend.sh("ln -s /srv/app/shared /etc/nginx/own")
+    done = world.set_up("frontend", "--check")
+    told = [line.partition(", which nginx opens as root")[0] for line in done.stdout.splitlines() if site in line]
+    assert told == [
+        f"to do: nginx: {site}:1 names /srv/app/current/deploy/nginx/*.inc",
+        f"to do: nginx: {site}:2 names /srv/app/shared/data/access.log",
+        f"to do: nginx: {site}:4 names own/key.pem",
+    ], done.stdout
+    assert done.returncode == 1
+
+
+def test_setup_names_units_whose_variables_systemd_reads(world: World) -> None:
+    frontend = world.boot("frontend")
+    drop_in = "/etc/systemd/system/nginx.service.d"
+    frontend.sh(f"mkdir {drop_in}; printf '[Service]\\nEnvironmentFile=-/srv/app/shared/.env\\n' > {drop_in}/x.conf")
+    frontend.sh("systemctl daemon-reload")
+    told = "to do: nginx.service: systemd reads EnvironmentFile=/srv/app/shared/.env itself"
+    assert told in world.set_up("frontend", "--check").stdout
 
 
 def test_setup_names_what_deploy_could_change_and_root_reads(world: World) -> None:

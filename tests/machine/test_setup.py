@@ -52,7 +52,10 @@ def test_check_before_and_after_and_repeat(bare: World) -> None:
         ("/home/deploy/.ssh/id_ed25519", "600", "deploy"),
     ):
         assert frontend.out(f"stat -c '%a %U' {path}") == f"{mode} {owner}", path
-    assert frontend.out("cat /home/deploy/.ssh/authorized_keys").startswith("restrict ssh-ed25519 ")
+    restricted = 'restrict,command="/usr/bin/python3 -I /usr/local/lib/deploy-machine/restricted_push.py /srv/app" ssh-'
+    assert frontend.out("cat /home/deploy/.ssh/authorized_keys").startswith(restricted)
+    assert "Secrets: make the environment `frontend` in the repository" in done.stdout
+    assert "the branch `main` (Deployment branches and tags" in done.stdout
     version = carrier.identity(carrier.own_files(bare.clone / "scripts"))
     assert frontend.out("readlink /srv/app/bin/deploy_machine.py") == f"../deployers/{version}/deploy_machine.py"
     assert frontend.out("find /srv/app/deployers ! -user deploy") == ""
@@ -109,7 +112,7 @@ def test_a_script_that_works_stays_and_one_that_does_not_becomes_a_link(world: W
     frontend = world.boot("frontend")
     place = "/srv/app/bin/deploy_machine.py"
     link = f"../deployers/{carrier.identity(carrier.own_files(world.clone / 'scripts'))}/deploy_machine.py"
-    frontend.sh(f"rm {place}; echo 'print(1)' > {place}; chown deploy: {place}")
+    frontend.sh(f"rm {place}; printf '\\ndef main():\\n    pass\\n' > {place}; chown deploy: {place}")
     assert "no changes" in world.set_up("frontend").stdout, "such as a plain file of version 0.1: deploys replace it"
     shadow = frontend.out("stat -c '%i %Z' /etc/shadow")
     for damage in (
@@ -131,19 +134,38 @@ def test_a_script_that_works_stays_and_one_that_does_not_becomes_a_link(world: W
     assert (refused.returncode, refused.stderr) == (10, f"setup_machine.py: {place} is a directory: remove it\n")
 
 
-def test_what_runs_as_deploy_has_nothing_of_roots(bare: World) -> None:
+SPY = """\
+#!/usr/bin/python3
+import os, sys
+def main():
+    try:
+        os.open("/dev/tty", os.O_RDWR)
+        found = "terminal"
+    except OSError:
+        found = ""
+    open("/tmp/seen", "w").write(found + os.environ.get("SECRET", "") + str(os.getuid()))
+main()
+"""
+
+
+def test_nothing_of_deploys_is_started_and_what_runs_for_it_has_nothing_of_roots(bare: World) -> None:
     """A script that deploy left in bin/ and root's terminal: it could type there what root's shell would run."""
     frontend = bare.boot("frontend")
     call("cp", "-a", bare.clone, frontend.root / "opt/app")
     command = f"/opt/app/scripts/setup_machine.py --name frontend --role frontend --repo {REPO_URL}"
     frontend.sh(command)
-    spy = (
-        "import os\ntry:\n    os.open('/dev/tty', os.O_RDWR)\n    found = 'terminal'\nexcept OSError:\n    found = ''\n"
-    )
-    spy += "open('/tmp/seen', 'w').write(found + os.environ.get('SECRET', '') + str(os.getuid()))\n"
-    frontend.run("tee", "/srv/app/spy.py", input=spy)
-    frontend.sh("rm /srv/app/bin/deploy_machine.py; mv /srv/app/spy.py /srv/app/bin/deploy_machine.py")
-    frontend.sh(f"SECRET=told script -qec '{command}' /dev/null < /dev/null")
+    place = "/srv/app/bin/deploy_machine.py"
+    frontend.sh(f"rm {place}", user="deploy")
+    frontend.run("tee", place, input=SPY, user="deploy")
+    frontend.sh(f"chmod 755 {place}", user="deploy")
+    in_terminal = "SECRET=told script -qec '%s' /dev/null < /dev/null"
+    for arguments in (" --check", ""):
+        frontend.sh(in_terminal % (command + arguments), check=False)
+        assert frontend.out("ls /tmp/seen || true") == ""
+    frontend.sh(in_terminal % f"runuser -u deploy {place}")
+    assert frontend.out("cat /tmp/seen") == f"terminaltold{frontend.out('id -u deploy')}", "so it would have been"
+    ours = f'import setup_ground; setup_ground.call(\\"{place}\\", user=\\"deploy\\")'
+    frontend.sh(in_terminal % f'cd /opt/app/scripts && python3 -c "{ours}"')
     assert frontend.out("cat /tmp/seen") == frontend.out("id -u deploy")
 
 
@@ -179,11 +201,126 @@ def test_as_root_on_the_machine_itself(bare: World) -> None:
 
 def test_what_is_missing_is_named_with_the_command_that_gets_it(bare: World) -> None:
     frontend = bare.boot("frontend")
-    frontend.sh("rm /usr/local/bin/poetry /usr/local/bin/npm")
+    frontend.sh("rm /usr/local/bin/poetry /usr/local/bin/npm; rm -r /usr/lib/python3*/ensurepip")
+    (bare.clone / "requirements.txt").write_text("")
     done = bare.set_up("frontend")
     assert done.returncode == 0
     assert "to do: poetry is missing: apt install pipx && sudo -u deploy pipx install poetry" in done.stdout
     assert "to do: npm is missing: apt install npm" in done.stdout
+    assert "to do: python3-venv is missing: apt install python3-venv" in done.stdout
+
+
+def test_what_would_keep_a_push_or_a_deploy_from_working(world: World) -> None:
+    """Each is found, also where nothing else differs, with what mends it; mended, it is not found any more."""
+    frontend = world.boot("frontend")
+    mend = "add deploy in /etc/ssh/sshd_config, then: systemctl reload ssh"
+    sshd = "/etc/ssh/sshd_config.d/00-hard.conf"
+    zone = "mount --bind /mnt /srv/app/envs"
+    for damage, says, repair in (
+        (f"echo AllowUsers root admin > {sshd}", f"sshd lets in only root admin (AllowUsers): {mend}", f"rm {sshd}"),
+        (f"echo DenyGroups dep* > {sshd}", "sshd turns deploy away (DenyGroups dep*)", f"rm {sshd}"),
+        (
+            f"echo AuthorizedKeysFile /etc/ssh/keys/%u > {sshd}",
+            "sshd reads keys from /etc/ssh/keys/%u (AuthorizedKeysFile), not from /home/deploy/.ssh/authorized_keys",
+            f"rm {sshd}",
+        ),
+        (f"echo PubkeyAuthentication no > {sshd}", "sshd takes no keys", f"rm {sshd}"),
+        (f"echo ForceCommand /bin/date > {sshd}", "sshd runs /bin/date in place of what CI asks for", f"rm {sshd}"),
+        (f"echo Nonsense > {sshd}", "Bad configuration option: Nonsense", f"rm {sshd}"),
+        ("chmod 777 /home/deploy", "chmod go-w /home/deploy", "chmod go-w /home/deploy"),
+        ("chown app /home/deploy", "chown deploy /home/deploy", "chown deploy /home/deploy"),
+        ("mv /home/deploy /home/d", "install -d -o deploy -m 755 /home/deploy", "rmdir /home/deploy/.ssh /home/deploy; "
+         "mv /home/d /home/deploy"),
+        (
+            "usermod --shell /usr/sbin/nologin deploy",
+            "deploy has the login shell /usr/sbin/nologin, and no push can run",
+            "usermod --shell /bin/bash deploy",
+        ),
+        ("chage --expiredate 1 deploy", "chage --expiredate -1 deploy", "chage --expiredate -1 deploy"),
+        (
+            "sed -i s/^@includedir/#/ /etc/sudoers",
+            "sudo does not grant deploy what /etc/sudoers.d/deploy-machine says (sudo: a password is required)",
+            "sed -i s/^#[[:space:]]/@includedir\\ / /etc/sudoers",
+        ),
+        (
+            "touch /srv/app/repo.git/refs/made-by-root",
+            "/srv/app/repo.git/refs/made-by-root does not belong to deploy",
+            "find /srv/app/repo.git ! -user deploy -exec chown -h deploy: {} +",
+        ),
+        (zone, "/srv/app: releases/ on /, envs/ on /srv/app/envs: deploys rename between them", "umount /srv/app/envs"),
+    ):  # fmt: skip
+        frontend.sh("cp /etc/sudoers /root/sudoers")
+        frontend.sh(damage)
+        check = world.set_up("frontend", "--check")
+        told = [line for line in check.stdout.splitlines() if line.startswith("to do: ") and says in line]
+        assert (check.returncode, len(told)) == (1, 1), f"{damage}: {check.stdout}{check.stderr}"
+        assert "all is as it should be" not in check.stdout, damage
+        frontend.sh("cp /root/sudoers /etc/sudoers" if "sudoers" in damage else repair)
+        after = world.set_up("frontend", "--check")
+        assert (after.returncode, "all is as it should be" in after.stdout) == (0, True), f"{damage}: {after.stdout}"
+
+
+def test_sudo_that_asks_for_a_terminal(world: World) -> None:
+    frontend = world.boot("frontend")
+    frontend.sh("sed -i '1i Defaults requiretty' /etc/sudoers")
+    call_of_a_deploy = "sudo -n systemctl start gunicorn@blue.socket"
+    assert frontend.sh(f"setsid {call_of_a_deploy}", user="deploy", check=False, stdin=-3).returncode == 0
+    frontend.sh("sed -i /^Defaults/d /etc/sudoers.d/deploy-machine")
+    refused = frontend.sh(f"setsid {call_of_a_deploy}", user="deploy", check=False, stdin=-3)
+    assert "you must have a tty" in refused.stderr
+
+
+def test_the_git_host_has_another_key(world: World) -> None:
+    frontend, services = world.boot("frontend"), world.machine("services")
+    services.sh("cd /etc/ssh && rm ssh_host_ed25519_key* && ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key")
+    services.sh("systemctl restart ssh")
+    check = world.set_up("frontend", "--check")
+    print_of_it = services.out("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+    told = "to do: git.lab shows another ssh host key than the one that is pinned: compare 256 " + print_of_it
+    assert (check.returncode, told in check.stdout) == (1, True), check.stdout
+    mend = check.stdout.partition("if it is that: ")[2].partition(", and run this again")[0]
+    frontend.sh(mend)
+    assert "compare the host key of git.lab" in world.set_up("frontend").stdout
+    assert world.set_up("frontend", "--check").returncode == 0
+    assert frontend.deploy().outcome == "unchanged"
+
+
+def test_a_user_of_that_name_who_is_not_as_it_must_be(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    frontend.sh("groupadd staff2; useradd --gid staff2 --home-dir /var/lib/d --create-home --shell /bin/bash deploy")
+    done = bare.set_up("frontend")
+    mend = "groupadd deploy && usermod --append --groups deploy deploy"
+    says = f"setup_machine.py: the user deploy is there, but no group of that name: {mend}\n"
+    assert (done.returncode, done.stderr) == (2, says)
+    frontend.sh(mend)
+    done = bare.set_up("frontend")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert frontend.out("cat /var/lib/d/.ssh/id_ed25519.pub") in done.stdout, "another home will do"
+    assert bare.set_up("frontend", "--check").returncode == 0
+    root = bare.set_up("frontend", "--user", "root")
+    assert (root.returncode, "root is root, by another name" in root.stderr) == (2, True)
+
+
+def test_known_hosts_lines_are_those_that_ssh_looks_for(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    frontend.sh("ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/own; printf 'Port 2222\\nPort 22\\nHostKey /etc/ssh/own\\n'"
+                " > /etc/ssh/sshd_config.d/port.conf; systemctl restart ssh")  # fmt: skip
+    script = bare.clone / "scripts/setup_machine.py"
+    words = ["--name", "frontend", "--role", "frontend", "--repo", REPO_URL]
+    env = {**bare.ssh_environment(), "HOME": str(bare.home)}
+    known = bare.home / "known"
+    (bare.home / "bin/ssh").write_text(
+        f"#!/bin/sh\nexec /usr/bin/ssh -F /dev/null -i {bare.home}/admin -o StrictHostKeyChecking=no"
+        f' -o UserKnownHostsFile=/dev/null "$@"\n'
+    )
+    strict = ["-F", "/dev/null", "-i", bare.home / "admin", "-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes"]
+    for place, port in (("10.0.0.6:22", "22"), ("10.0.0.6", "22"), ("10.0.0.6:2222", "2222")):
+        done = bare.runner("python3", script, "--ssh", f"root@{place}", *words, env=env, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = done.stdout.partition("DEPLOY_KNOWN_HOSTS")[2].splitlines()[1:]
+        known.write_text("".join(f"{line.strip()}\n" for line in lines))
+        asked = bare.runner("ssh", *strict, "-p", port, "root@10.0.0.6", "true", check=False)
+        assert asked.returncode == 0, (place, lines, asked.stderr)
 
 
 def test_what_nginx_must_pass_requests_to(bare: World) -> None:
@@ -205,7 +342,14 @@ def test_what_nginx_must_pass_requests_to(bare: World) -> None:
     [
         (["--name", "front end"], "is not a machine name"),
         (["--role", "nurse"], "--role nurse: unknown"),
-        (["--repo=--upload-pack=x"], "is not an address that git could fetch from"),
+        (["--repo=--upload-pack=x"], "not an address that git could fetch from"),
+        (
+            ["--repo=http://git.example.com/a.git"],
+            "use https://git.example.com/a.git or ssh://git@git.example.com/a.git",
+        ),
+        (["--repo=git://git.example.com/a.git"], "who is on the way could choose the code that git:// brings"),
+        (["--repo=https://me:secret@git.example.com/a"], "address holds a password"),
+        (["--no-restrict-ci-key"], "name the key's public half with --authorize"),
         (["--ssh=-oProxyCommand=x"], "is not [USER@]HOST[:PORT]"),
         (["--root", "relative"], "is not an absolute path"),
         (["--user", "app; rm"], "is not a user name"),

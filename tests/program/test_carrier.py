@@ -468,7 +468,7 @@ SETUP = b"import json, os, sys\nprint(json.dumps([sys.argv[1:], os.listdir(), sy
 
 def test_setup_is_unpacked_and_run_with_the_terminal_as_its_stdin(tmp_path: Path) -> None:
     files = {"scripts/setup_machine.py": SETUP, "authorize.pub": b"ssh-ed25519 AAAA\n"}
-    packed = base64.b64encode(carrier.pack(files)).decode()
+    packed = base64.b85encode(carrier.pack(files)).decode()
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     done = run("setup", packed, carrier.identity(files), "--name", "x y", input=b"typed", env=env)
     assert (done.returncode, done.stderr) == (7, "")

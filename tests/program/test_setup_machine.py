@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
 import shlex
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import setup_ground  # noqa: E402
+import setup_looks  # noqa: E402
 import setup_machine  # noqa: E402
 from deployer import carrier  # noqa: E402
 
@@ -35,16 +38,17 @@ def test_what_is_carried_over_ssh() -> None:
     own = {f"scripts/{name}": data for name, data in carrier.own_files(SCRIPTS).items()}
     assert {name: data for name, data in files.items() if name in own} == own
     units = {f"systemd/{path.name}" for path in (SCRIPTS.parent / "systemd").iterdir()}
-    others = {"scripts/setup_machine.py", "scripts/restricted_push.py", "authorize.pub", "allowed_signers"}
+    others = {f"scripts/{path.name}" for path in SCRIPTS.glob("setup_*.py")}
+    others |= {"scripts/restricted_push.py", "authorize.pub", "allowed_signers"}
     assert set(files) == {*own, *units, *others}
     assert files["authorize.pub"] == b"ssh-ed25519 AAAA ci\n"
     assert arguments[arguments.index("--authorize") + 1] == "authorize.pub"
 
 
 def test_what_does_not_fit_into_a_command_line_is_told() -> None:
-    assert len(command()) < 120_000, "room for a deploy.ini and keys"
+    assert len(command()) < 122_000, "room for a deploy.ini and keys"
     noise = random.Random(1).randbytes(40_000).hex()
-    with pytest.raises(setup_machine.UsageError, match="too long for one command line: run it on the machine"):
+    with pytest.raises(setup_ground.UsageError, match="too long for one command line: run it on the machine"):
         command(allowed_signers=noise)
 
 
@@ -55,9 +59,69 @@ def test_a_file_that_cannot_be_carried_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(setup_machine, "REPOSITORY", tmp_path)
     monkeypatch.setattr(setup_machine, "HERE", tmp_path / "scripts")
     (tmp_path / "scripts").symlink_to(SCRIPTS)
-    with pytest.raises(setup_machine.UsageError, match=r"systemd/\.x\.service\.swp is not text in UTF-8: remove it"):
+    with pytest.raises(setup_ground.UsageError, match=r"systemd/\.x\.service\.swp is not text in UTF-8: remove it"):
         command()
 
 
 def test_a_program_is_not_spelt_out_in_a_message() -> None:
-    assert setup_machine.shown(["python3", "-c", "import os\nos.x()\n", "/srv/a b"]) == "python3 -c ... '/srv/a b'"
+    assert setup_ground.shown(["python3", "-c", "import os\nos.x()\n", "/srv/a b"]) == "python3 -c ... '/srv/a b'"
+
+
+@pytest.mark.parametrize(
+    ("line", "opened"),
+    [
+        ("include /srv/app/*.conf;", ["/srv/app/*.conf"]),
+        ("server { listen 80; access_log '/srv/app/a.log' main; }", ["/srv/app/a.log", "main"]),
+        ("root /srv/app/current; alias /srv/app/x;", []),
+        ("proxy_pass http://unix:/srv/app/current/.socket;", []),
+        ("proxy_cache_path /srv/app/cache levels=1:2;", ["/srv/app/cache", "levels=1:2"]),
+    ],
+)
+def test_what_nginx_opens_as_root(line: str, opened: list[str]) -> None:
+    assert list(setup_looks.opened_by_root(line)) == opened
+
+
+def test_patterns_of_sshd() -> None:
+    assert setup_looks.is_named({"deploy"}, ["admin", "dep*@10.0.0.0/8"])
+    assert not setup_looks.is_named({"deploy"}, ["admin", "*", "!deploy"])
+    assert not setup_looks.is_named({"deploy"}, ["deployer"])
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("h", "h"), ("h:22", "h"), ("h:022", "h"), ("h:2222", "[h]:2222"), ("[::1]:22", "::1"), ("[::1]:23", "[::1]:23")],
+)
+def test_host_keys_are_named_as_ssh_looks_for_them(place: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text("ssh-ed25519 AAAA root@machine\n")
+    assert setup_machine.host_keys(place, [str(tmp_path / "key")]) == [f"{name} ssh-ed25519 AAAA"]
+
+
+def test_whether_what_is_in_bin_is_whole_is_seen_without_a_start(tmp_path: Path) -> None:
+    files = carrier.own_files(SCRIPTS)
+    version = carrier.identity(files)
+    folder = tmp_path / "deployers" / version
+    carrier.write(str(folder), files)
+    (tmp_path / "bin").mkdir()
+    entry = tmp_path / "bin/deploy_machine.py"
+    entry.symlink_to(f"../deployers/{version}/deploy_machine.py")
+
+    def whole() -> bool:
+        return setup_machine.is_whole(entry, tmp_path / "deployers")
+
+    assert whole()
+    (folder / "deployer/extra.py").symlink_to("/etc/passwd")
+    assert not whole()
+    (folder / "deployer/extra.py").unlink()
+    os.mkfifo(folder / "deployer/extra.py")
+    assert not whole()
+    (folder / "deployer/extra.py").unlink()
+    (folder / "deployer/cli.py").write_text("import os\n")
+    assert not whole()
+    entry.unlink()
+    os.mkfifo(entry)
+    assert not whole()
+    entry.unlink()
+    entry.write_text("#!/usr/bin/python3\n\ndef main():\n    pass\n")
+    assert whole(), "as version 0.1 has it"
+    entry.write_text("broken\n")
+    assert not whole()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from deployer import errors, host  # noqa: E402
+from deployer import errors, host
 
 
 @pytest.mark.parametrize(
