@@ -119,6 +119,8 @@ class Trial:
         if outcome.is_good:
             self.made.setdefault(self.incremental.release.name, self.conditions)
             self.compare(commit, fresh)
+        elif self.incremental.revision() != runs:
+            raise Found("ends", f"it was refused, and {self.incremental.revision()[:8]} runs instead of {runs[:8]}")
         self.compare_skips(outcome)
         if event == "docs" and outcome.is_good and self.repository.commits[-2:-1] == [runs]:
             self.compare_what_ran(outcome)
@@ -261,16 +263,17 @@ def cut_off(report: Report) -> Report:
 
 
 def shorter(sequence: sequences.Sequence) -> Iterator[sequences.Sequence]:
-    """The same with one part, one event, or one change of a commit less."""
+    """The same with one part or one event less, or with one that is simpler."""
     for part in sequence.names if len(sequence.names) > 1 else ():
         events = [without(event, lambda word, part=part: word.startswith(f"{part}.")) for event in sequence.events]
-        yield sequence._replace(names=tuple(p for p in sequence.names if p != part), events=tuple(filter(None, events)))
+        yield sequence._replace(names=tuple(name for name in sequence.names if name != part), events=tuple(events))
     for index, event in enumerate(sequence.events):
-        rest = sequence.events[:index], sequence.events[index + 1 :]
-        yield sequence._replace(events=(*rest[0], *rest[1]))
-        for word in event.split("+") if "+" in event else ():
-            yield sequence._replace(events=(*rest[0], without(event, lambda other, word=word: other == word), *rest[1]))
+        before, after = sequence.events[:index], sequence.events[index + 1 :]
+        yield sequence._replace(events=(*before, *after))
+        for word in event.split("+") if event != "docs" else ():
+            simpler = without(event, lambda other, word=word: other == word)
+            yield sequence._replace(events=(*before, simpler, *after))
 
 
 def without(event: str, is_gone: Callable[..., bool]) -> str:
-    return "+".join(word for word in event.split("+") if not is_gone(word))
+    return "+".join(word for word in event.split("+") if not is_gone(word)) or "docs"
