@@ -44,6 +44,7 @@ class Conditions(NamedTuple):
     roles: tuple[str, ...] = ("frontend",)
     python: int = 0  # which of interpreters()
     stamp: int = 0  # version of the tool `stamp`
+    setting: int = 0  # what a file below shared/ says
 
     def changed_by(self, event: str, number: int) -> Conditions:
         """How it is after this event of a sequence; the number makes it differ from before."""
@@ -56,7 +57,8 @@ class Conditions(NamedTuple):
             env["NODE_ENV"] = "production" if env["NODE_ENV"] == "development" else "development"
         roles = ("frontend", "worker") if event == "role" else self.roles
         python = (self.python + 1) % len(interpreters()) if event == "python" else self.python
-        return Conditions(tuple(env.items()), roles, python, number if event == "stamp" else self.stamp)
+        stamp, setting = (number if event == name else getattr(self, name) for name in ("stamp", "setting"))
+        return Conditions(tuple(env.items()), roles, python, stamp, setting)
 
 
 def first_conditions(wheels: Path) -> Conditions:
@@ -205,6 +207,12 @@ class Machine:
         write(self.bin / "stamp", Program(packages.tool("stamp.sh").replace("{n}", str(conditions.stamp))))
         lines = [f'{name}="{value}"\n' for name, value in conditions.env]
         write(self.root / "shared" / ".env", "".join(lines))
+        write(self.root / "shared" / "settings" / "value.txt", f"setting {conditions.setting}\n")
+
+    def lose_data(self) -> None:
+        """Somebody has put an older state of the database in its place: the one before there was anything in it."""
+        for path in (self.root / "shared" / "data").glob("*.sqlite3*"):
+            path.unlink()
 
     def run(self, *arguments: str, patch: str = "") -> Outcome:
         """Run the program; patch: see preloaded.py."""

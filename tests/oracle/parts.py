@@ -184,17 +184,15 @@ def own_venv(name: str, about: str, run: str) -> Part:
     return Part(
         name,
         about,
-        files={"backend/requirements.txt": "alpha=={n}\n"},
-        ini=f"[step backend]\ninputs = backend/requirements.txt\nprovides = backend/.venv\n{run}\n",
+        files={"backend/packages.txt": "alpha=={n}\n"},
+        ini=f"[step backend]\ninputs = backend/packages.txt\nprovides = backend/.venv\n{run}\n",
         looks=("run backend/.venv/bin/alpha",),
-        changes={"upgrade": {"backend/requirements.txt": "alpha=={n}\n"}},
+        changes={"upgrade": {"backend/packages.txt": "alpha=={n}\n"}},
         skips="backend",
     )
 
 
-MAKE_VENV = (
-    "python3 -m venv --without-pip .venv && uv pip install --quiet --python .venv/bin/python -r requirements.txt"
-)
+MAKE_VENV = "python3 -m venv --without-pip .venv && uv pip install --quiet --python .venv/bin/python -r packages.txt"
 OWN_PARTS = [
     own_venv(
         "own-venv",
@@ -209,7 +207,7 @@ import os
 
 SECRET_KEY = "of a test"
 INSTALLED_APPS = ["django.contrib.staticfiles", "board"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DATABASE"]}}
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DATABASE"] + ".of-django"}}
 STATIC_URL, STATIC_ROOT = "static/", "staticfiles"
 STORAGES = {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"}}
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
@@ -249,7 +247,7 @@ DJANGO = Part(
     },
     skips="python-pip",
     shared="data",
-    settings=("database",),
+    settings=("database", "restored"),
     carries="staticfiles",
     weight=2,
 )
@@ -351,17 +349,15 @@ NPM = [
     ),
     Part(
         "npm-folder",
-        "npm in a subfolder, by steps of its own with cwd",
+        "npm in a subfolder, where cwd = says it is",
         files=in_folder("web", with_tool("src")),
-        ini="[step web]\ncwd = web\ninputs = web/package.json web/package-lock.json\nprovides = web/node_modules\n"
-        "run = npm ci --no-audit --no-fund\n"
-        "[step web-build]\ncwd = web\ninputs = web/src/\nprovides = web/static\nrun = npm run build\n",
+        ini="[step node]\ncwd = web\n[step build]\ncwd = web\n",
         looks=("read web/static/dist/app.css",),
         changes={
             **{name: in_folder("web", files) for name, files in NPM_CHANGES.items()},
             "style": {"web/src/app.css": "body {} /* {n} */\n"},
         },
-        skips="web",
+        skips="node",
         refusable="omit",
         settings=("production",),
         weight=2,
@@ -695,6 +691,30 @@ OTHERS = [
         "run = sh -c '{ cat version/in.txt; echo \"$DEPLOY_COMMIT\"; } > version/out.txt'\n",
         looks=("read version/out.txt",),
         changes={"in": {"version/in.txt": "in {n}\n"}},
+        weight=1,
+    ),
+    Part(
+        "absolute",
+        "what a step makes names the release that it was made in",
+        files={"absolute/data.txt": "data {n}\n", "absolute/in.txt": "in {n}\n"},
+        ini="[step absolute]\ninputs = absolute/in.txt\nprovides = absolute/bin\n"
+        'run = sh -c \'mkdir absolute/bin && echo "cat $PWD/absolute/data.txt" > absolute/bin/show &&'
+        " sed -i 1i#!/bin/sh absolute/bin/show && chmod +x absolute/bin/show'\n",
+        looks=("run absolute/bin/show",),
+        changes={"data": {"absolute/data.txt": "data {n}\n"}, "in": {"absolute/in.txt": "in {n}\n"}},
+        weight=1,
+    ),
+    Part(
+        "setting",
+        "a step reads a file below shared/",
+        files={"setting/in.txt": "in {n}\n", "settings/README": "kept on the machine\n"},
+        ini="[step setting]\ninputs = setting/in.txt\nprovides = setting/out.txt\n"
+        "run = sh -c 'cat setting/in.txt settings/value.txt > setting/out.txt'\n",
+        looks=("read setting/out.txt",),
+        changes={"in": {"setting/in.txt": "in {n}\n"}},
+        skips="setting",
+        shared="settings",
+        settings=("setting",),
         weight=1,
     ),
     Part(

@@ -9,8 +9,9 @@ each word is one deploy, after
     docs          a commit that concerns nobody
     fail          a commit whose last step fails
     revert:N      a commit that has the content of commit N again (the first is 0)
-    flavour database production role stamp python
-                  what changed on the machine: variables in .env, a role, a tool, its Python
+    flavour database production role stamp setting restored python
+                  what changed on the machine: variables in .env, a role, a tool, a file below shared/, the content of
+                  the database, its Python
     again         nothing
     back:N        nothing: commit N is deployed by --commit and --force
     rollback      nothing, and it is no deploy: the machine goes back to the release before
