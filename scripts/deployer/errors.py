@@ -99,6 +99,10 @@ class TimeLimit(CommandError):
     """A command took too long and was ended."""
 
 
+class TooMuch(DeployError):
+    """What was to be read is larger than anything that it could be."""
+
+
 class GitError(CommandError):
     """git failed at what needs no network: the mirror may be damaged."""
 

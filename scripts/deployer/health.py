@@ -134,7 +134,7 @@ def probe(subject: Subject, deadline: float, watch: Callable[[], object] = bool)
             env = commands.variables(subject.machine, subject.release, subject.release.commit)
             left = min(max(1.0, deadline - time.monotonic()), 60.0)
             try:
-                run.command(role.check, cwd=subject.release.path, env=env, timeout=left)
+                run.command(role.check, cwd=subject.release.path, env=env, timeout=left, most=0)
             except errors.CommandError as error:
                 return Answer(f"check of role {role.name} failed: {error}{errors.last_words(error)}")
     return Answer()

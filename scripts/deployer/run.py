@@ -15,12 +15,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Generic, NamedTuple, TypeVar
+from typing import IO, Callable, Generic, NamedTuple, TypeVar
 
 from deployer import errors, log
 
 QUERY_TIMEOUT = 60.0  # seconds; for commands that only read
-TAIL_LINES = 20  # of a failed command, repeated in the message
+TAIL_LINES, TAIL_WIDTH = 20, 300  # of a failed command, repeated in the result, and the characters of each
+MOST = 16_000_000  # bytes of output that is kept whole, to be parsed
+KEPT = 65_536  # bytes of other output that are kept: its end
+SHOWN_MOST, LINE_MOST = 4_000_000, 2_000  # bytes of output that are shown of a command, and of a line of it
+PATIENCE = 1.0  # seconds for what a command has left to end by itself
 OWN = {"DEPLOY_RUN": ""}  # in the environment of every command; by it leftovers() knows a deploy's processes
 SHOWN = {"timings": False}  # --timings: how long each command took
 
@@ -34,7 +38,7 @@ HOW_TO_GET = {
 
 
 class Completed(NamedTuple):
-    """What a command left: exit status, and its output (`out` holds both streams if live)."""
+    """What a command left: exit status, and its output (`out` holds both streams if live); of `err` only the end."""
 
     code: int
     out: str
@@ -63,13 +67,16 @@ def command(
     live: bool = False,
     check: bool = True,
     shown: str = "",
+    most: int = MOST,
 ) -> Completed:
-    """Run one command to its end, in its own session, for at most `timeout` seconds.
+    """Run one command until it ends, in its own session, for at most `timeout` seconds.
 
-    live: print `+ command` and its output line by line as it comes.
+    live: print `+ command` and its output line by line as it comes; what it leaves running is ended.
     shown: how people see the command, if not as it is.
+    most: so many bytes of its output are kept; of a live one, or if it is 0, only the end.
     check: raise CommandError unless it ends with 0. It is also raised, whatever `check` says, when the
-    command cannot be started; and TimeLimit when it takes too long: then its whole process group is ended.
+    command cannot be started; TooMuch when it prints more than `most`, and TimeLimit when it takes too long:
+    then its whole process group is ended.
     """
     shown = shown or shlex.join(argv)
     if live:
@@ -77,7 +84,7 @@ def command(
     began = time.monotonic()
     process = start(argv, variables() if env is None else env, cwd, live)
     try:
-        out, err = collect_output(process, began + timeout, shown if live else "")
+        out, err = collect_output(process, began + timeout, shown, live, 0 if live else most)
         if process.poll() is None:
             raise errors.TimeLimit(f"{shown} took longer than {timeout:g} s and was ended", tail(out + err))
     except BaseException:
@@ -88,6 +95,8 @@ def command(
     if check and process.returncode != 0:
         place = f" (in {cwd})" if cwd else ""
         raise errors.CommandError(f"{shown} {ending(process.returncode)}{place}", tail(out + err))
+    if live and (left := end_leftovers(OWN["DEPLOY_RUN"], PATIENCE)):
+        log.warning(f"  {shown} left {log.shorten(', '.join(left))} running, which was ended")
     return Completed(process.returncode, out, err)
 
 
@@ -117,49 +126,107 @@ def ending(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 
-def collect_output(process: subprocess.Popen[bytes], deadline: float, live: str) -> tuple[str, str]:
-    """Read both streams until the command ends or the deadline passes.
+class Stream:
+    """What is kept of one stream of a command: all of it up to a limit, or else its end."""
 
-    live: the command as people see it, if its output is to be printed as it comes.
-    """
+    def __init__(self, most: int) -> None:
+        self.most = most  # 0: only the end counts
+        self.data = bytearray()
+
+    def take(self, data: bytes) -> None:
+        """Raises TooMuch if it is more than is kept whole."""
+        self.data += data
+        if self.most and len(self.data) > self.most:
+            raise errors.TooMuch(f"printed more than {self.most / 1e6:g} MB and was ended")
+        if not self.most and len(self.data) > 2 * KEPT:
+            del self.data[:-KEPT]
+
+    def text(self) -> str:
+        return self.data.decode("utf-8", "replace")
+
+
+class Printer:
+    """Prints output as it comes, line by line: neither a line nor all of them may grow without end."""
+
+    def __init__(self) -> None:
+        self.line = bytearray()  # that has not ended yet
+        self.shown = 0  # bytes
+
+    def take(self, data: bytes) -> None:
+        if self.shown > SHOWN_MOST:
+            return
+        *whole, rest = data.split(b"\n")
+        for part in whole:
+            self.add(part)
+            self.show()
+        self.add(rest)
+
+    def add(self, part: bytes) -> None:
+        self.line += part[: max(0, LINE_MOST + 1 - len(self.line))]
+
+    def show(self) -> None:
+        """Print the line that has ended."""
+        cut = " ..." if len(self.line) > LINE_MOST else ""
+        text = self.line[:LINE_MOST].decode("utf-8", "replace") + cut
+        if self.shown > SHOWN_MOST:
+            return
+        for line in text.splitlines():
+            if line.strip():
+                log.info(f"    {line.rstrip()}")
+        self.shown += len(self.line) + 1
+        self.line.clear()
+        if self.shown > SHOWN_MOST:
+            log.warning(f"    ... more than {SHOWN_MOST / 1e6:g} MB: the rest is not shown")
+
+
+def collect_output(
+    process: subprocess.Popen[bytes], deadline: float, shown: str, live: bool, most: int
+) -> tuple[str, str]:
+    """Read both streams until the command itself ends or the deadline passes. Raises TooMuch."""
     assert process.stdout
-    began, printed = time.monotonic(), 0
-    buffers = {pipe: bytearray() for pipe in (process.stdout, process.stderr) if pipe}
-    waiting = list(buffers)
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        ready = select.select(waiting, [], [], min(left, 0.5))[0]
-        if not ready and process.poll() is not None:
-            break  # a background process that it left holds the pipe open
-        for pipe in ready:
-            data = os.read(pipe.fileno(), 65536)
-            if not data:
+    began, printer = time.monotonic(), Printer() if live else None
+    kept = {process.stdout: Stream(most), **({process.stderr: Stream(0)} if process.stderr else {})}
+    waiting = list(kept)
+    while waiting and process.poll() is None and (left := deadline - time.monotonic()) > 0:
+        for pipe in select.select(waiting, [], [], min(left, 0.5))[0]:
+            if not take_from(pipe, kept[pipe], printer, shown):
                 waiting.remove(pipe)
-            buffers[pipe] += data
-        if live:
-            printed = print_lines(buffers[process.stdout], printed, last=not waiting)
-            if time.monotonic() - began >= 1:
-                log.progress(f"{live} ({time.monotonic() - began:.0f} s)")
+        if live and time.monotonic() - began >= 1:
+            log.progress(f"{shown} ({time.monotonic() - began:.0f} s)")
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(0.0, deadline - time.monotonic()))
-    for pipe in buffers:
+    for pipe in waiting:  # what it left there; but those whom it left running may go on writing for ever
+        for _ in range(16):
+            if not select.select([pipe], [], [], 0)[0] or not take_from(pipe, kept[pipe], printer, shown):
+                break
+    if printer:
+        printer.show()
+    for pipe in kept:
         pipe.close()
-    texts = [buffer.decode("utf-8", "replace") for buffer in buffers.values()]
+    texts = [stream.text() for stream in kept.values()]
     return texts[0], "".join(texts[1:])
 
 
-def print_lines(buffer: bytearray, begin: int, last: bool) -> int:
-    """Print the whole lines of `buffer` from `begin` on; return where the next ones begin."""
-    end = len(buffer) if last else buffer.rfind(b"\n") + 1
-    if end > begin:
-        for line in bytes(buffer[begin:end]).decode("utf-8", "replace").splitlines():
-            if line.strip():
-                log.info(f"    {line.rstrip()}")
-    return max(begin, end)
+def take_from(pipe: IO[bytes], stream: Stream, printer: Printer | None, shown: str) -> bool:
+    """Read what is there of a stream; whether more may come."""
+    data = os.read(pipe.fileno(), 65536)
+    try:
+        stream.take(data)
+    except errors.TooMuch as error:
+        raise errors.TooMuch(f"{shown} {error}") from None
+    if printer:
+        printer.take(data)
+    return bool(data)
 
 
 def tail(text: str) -> str:
+    """The last lines, none of them longer than a page."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-TAIL_LINES:])
+    return "\n".join(clipped(line, TAIL_WIDTH) for line in lines[-TAIL_LINES:])
+
+
+def clipped(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 4] + " ..."
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -174,14 +241,25 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
             process.wait(5)
 
 
-def end_leftovers(mark: str) -> None:
-    """Kill what a deploy left running: all processes whose environment carries its mark as DEPLOY_RUN."""
-    marker = f"DEPLOY_RUN={mark}".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        pid = int(path.parent.name)
+def leftovers(mark: str) -> dict[int, str]:
+    """What a deploy left running, pid -> name: all processes whose environment carries its mark as DEPLOY_RUN."""
+    marker, found = f"DEPLOY_RUN={mark}".encode(), {}
+    for path in Path("/proc").glob("[0-9]*/environ") if mark else ():
         with contextlib.suppress(OSError):
-            if mark and pid != os.getpid() and marker in path.read_bytes().split(b"\0"):
-                os.kill(pid, signal.SIGKILL)
+            if int(path.parent.name) != os.getpid() and marker in path.read_bytes().split(b"\0"):
+                found[int(path.parent.name)] = (path.parent / "comm").read_text().strip()
+    return found
+
+
+def end_leftovers(mark: str, patience: float = 0.0) -> list[str]:
+    """Kill what a deploy left running and does not end by itself in so many seconds; their names."""
+    deadline = time.monotonic() + patience
+    while (found := leftovers(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in found:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    return sorted(found.values())
 
 
 T = TypeVar("T")

@@ -203,7 +203,7 @@ def journal_of(unit: str) -> str:
     """The last lines that a unit logged, if this user may read them."""
     argv = ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=15", f"--unit={unit}"]
     try:
-        done = run.command(argv, check=False)
+        done = run.command(argv, check=False, most=0)
     except errors.DeployError:
         return ""
     return run.tail(done.out)
