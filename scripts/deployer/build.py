@@ -55,7 +55,7 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
         for decision in decisions:
             take_step(progress, making, decision)
         about = {"commit": commit.id, "built": files.now(), "trigger": progress.request.trigger, "bytes": used}
-        about["places"] = dict(commit.shape.places)
+        about |= {"branch": source.branch, "places": dict(commit.shape.places)}
         site.release.note({**about, "envs": making.kept, "made_with": tools.lasting(around)})
     return site.release
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import os
 import re
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import errors
+from deployer import errors, ini
 
 IS_DJANGO = re.compile(r"(.*/)?(manage\.py|django-admin(\.py)?)|django")
 # the words, each with its end, of a command that is Django's `migrate` of all applications and nothing else
@@ -109,7 +108,7 @@ def defaults() -> str:
 def parse(text: str, source: str) -> Config:
     """Read a deploy.ini on top of the defaults. Raises UsageError: one line, naming `source`."""
     with mistakes_in(source):
-        own, built_in, parser = read_ini(text), read_ini(defaults()), read_ini(defaults(), text)
+        own, built_in, parser = ini.parse(text), ini.parse(defaults()), ini.parse(defaults(), text)
         check_sections(own)
         deploy = parser["deploy"]
         roles = [parse_role(name, section) for name, section in sections_of(parser, "role")]
@@ -126,16 +125,15 @@ def parse(text: str, source: str) -> Config:
             service_timeout=number(deploy, "service_timeout"),
             steps=in_order([step for step in steps if step.run]),
             roles={role.name: role for role in roles},
-            sets_branch=own.has_option("deploy", "branch"),
+            sets_branch="branch" in own.get("deploy", {}),
         )
         check_step_roles(config)
         return config
 
 
-def by_default(section: str, built_in: configparser.ConfigParser, own: configparser.ConfigParser) -> frozenset[str]:
+def by_default(section: str, built_in: ini.Sections, own: ini.Sections) -> frozenset[str]:
     """The keys of a section that only the defaults set."""
-    keys = built_in[section] if built_in.has_section(section) else ()
-    return frozenset(key for key in keys if not own.has_option(section, key))
+    return frozenset(built_in.get(section, {})) - frozenset(own.get(section, {}))
 
 
 def check_step_roles(config: Config) -> None:
@@ -150,24 +148,12 @@ def mistakes_in(place: object) -> Iterator[None]:
     """Turn what is wrong with a file, a section or a value into a UsageError: one line, which says where."""
     try:
         yield
-    except (errors.UsageError, configparser.Error, ValueError) as error:
+    except (errors.UsageError, ValueError) as error:
         raise errors.UsageError(f"{place}: {' '.join(str(error).split())}") from None
 
 
-def read_ini(*texts: str) -> configparser.ConfigParser:
-    """Parse ini files, later ones over earlier ones. Raises UsageError or configparser.Error."""
-    parser = configparser.ConfigParser(
-        interpolation=None, delimiters="=", inline_comment_prefixes=";", default_section="\0"
-    )
-    for text in texts:
-        if "\0" in text:
-            raise errors.UsageError("holds a NUL character")
-        parser.read_string(text)
-    return parser
-
-
-def check_sections(own: configparser.ConfigParser) -> None:
-    for section in own.sections():
+def check_sections(own: ini.Sections) -> None:
+    for section in own:
         if not re.fullmatch(r"deploy|(step|role) [A-Za-z0-9_.-]+", section):
             raise errors.UsageError(f"unknown section [{section}]: use [deploy], [step NAME] or [role NAME]")
         known = KEYS[section.partition(" ")[0]]
@@ -176,9 +162,9 @@ def check_sections(own: configparser.ConfigParser) -> None:
                 raise errors.UsageError(f"[{section}]: unknown key {key!r}: use {', '.join(sorted(known))}")
 
 
-def sections_of(parser: configparser.ConfigParser, kind: str) -> list[tuple[str, Mapping[str, str]]]:
+def sections_of(parser: ini.Sections, kind: str) -> list[tuple[str, Mapping[str, str]]]:
     """Name and content of each [kind NAME]."""
-    return [(name[len(kind) + 1 :], parser[name]) for name in parser.sections() if name.startswith(kind + " ")]
+    return [(name[len(kind) + 1 :], parser[name]) for name in parser if name.startswith(kind + " ")]
 
 
 def number(section: Mapping[str, str], key: str, least: float = 0.1) -> float:

@@ -21,6 +21,7 @@ from deployer import (
     mirror,
     releases,
     run,
+    signatures,
     switching,
     tools,
     watch,
@@ -67,7 +68,9 @@ def bring_from(progress: memory.Progress, source: mirror.Mirror) -> memory.Outco
     if outcome := nothing_to_do(progress, source, wanted):
         return outcome
     progress.stage("planning")
-    mirror.verify_signature(machine, source, wanted)  # before anything of the commit runs
+    signatures.check(machine, source, wanted)  # before anything of the commit is read
+    if not progress.request.force:
+        signatures.check_descent(machine, source, progress.previous or "", wanted)
     tree = source.tree(wanted)
     handover.hand_over(progress, source, tree, tip)
     commit = source.load(wanted, tree)
@@ -117,7 +120,7 @@ def release_to_return_to(progress: memory.Progress, current: releases.Release | 
             raise errors.UsageError("there is no good release before the current one")
         return found
     good = [release for release in releases.all_of(machine) if release.is_good]
-    start = wanted if re.fullmatch("[0-9a-f]{4,40}", wanted) else "no commit"
+    start = wanted if re.fullmatch("[0-9a-f]{4,64}", wanted) else "no commit"
     matches = [release for release in good if release.name == wanted or release.commit.startswith(start)]
     if not matches or len({release.commit for release in matches}) > 1:
         names = ", ".join(release.name for release in good) or "none"
@@ -151,7 +154,7 @@ def mirror_of(machine: host.Machine) -> mirror.Mirror:
 def find_target(progress: memory.Progress, source: mirror.Mirror) -> tuple[str, str]:
     """Fetch; return the ids of the commit to deploy and of the branch's newest one."""
     wanted, baton = progress.request.commit, progress.request.baton
-    is_fetched = baton and source.resolve(f"refs/heads/{source.branch}") == baton.tip
+    is_fetched = baton and source.tip() == baton.tip
     tip = baton.tip if baton and is_fetched else fetch(progress, source)
     commit = source.resolve(wanted) if wanted else tip
     if not commit or not source.contains(tip, commit):
@@ -174,8 +177,7 @@ def fetch(progress: memory.Progress, source: mirror.Mirror) -> str:
         tries += 1
         try:
             tip = fetch_once(source, max(1.0, deadline - time.monotonic()))
-            if not machine.branch and (other := source.other_branch(tip)):
-                mirror.verify_signature(machine, source, tip)
+            if other := other_branch(machine, source, tip):
                 source.branch = other
                 continue
             if not contains or source.contains(tip, contains):
@@ -194,6 +196,17 @@ def fetch(progress: memory.Progress, source: mirror.Mirror) -> str:
         pause = min(pause * 2, 10.0)
 
 
+def other_branch(machine: host.Machine, source: mirror.Mirror, tip: str) -> str:
+    """The branch that the deploy.ini at the tip names, if it may say so and is another one."""
+    if machine.branch:
+        return ""
+    try:
+        signatures.check(machine, source, tip, tell=False)
+    except errors.DeployError:
+        return ""  # whoever wrote that has no say; if it is what is to be deployed, that is refused
+    return source.other_branch(tip)
+
+
 def fetch_once(source: mirror.Mirror, timeout: float) -> str:
     """Fetch, into a new mirror if this one turns out to be damaged."""
     source.prepare()
@@ -202,7 +215,7 @@ def fetch_once(source: mirror.Mirror, timeout: float) -> str:
     except errors.FetchFailed:
         if not source.repair(timeout):
             raise
-    return source.resolve(f"refs/heads/{source.branch}")
+    return source.tip()
 
 
 def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str) -> memory.Outcome | None:
@@ -210,13 +223,16 @@ def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str)
     machine, request = progress.machine, progress.request
     current, bad = releases.current(machine), memory.bad_commits(machine).get(commit)
     outdated = what_changed(machine, current) if current and current.commit == commit else ""
-    if current and current.commit == commit and not request.full and not outdated:
+    begins_anew = request.full or outdated or (request.force and current and not current.is_good)
+    if current and current.commit == commit and not begins_anew:
         return settled(progress, current)
-    if current and current.commit != commit and not request.force and source.contains(current.commit, commit):
+    if current and is_rewound(progress, source, current, commit):
+        log.notice(f"the branch was rewound: {source.branch} is at {memory.short(commit)}, without {current.short}")
+    elif current and current.commit != commit and not request.force and source.contains(current.commit, commit):
         message = f"{current.short} runs, which is newer than {memory.short(commit)}; --force goes back"
         outcome = settled(progress, current)
         return outcome._replace(name="superseded", message=message) if outcome.name == "unchanged" else outcome
-    if bad and not request.force and (bad["kind"] == "unhealthy" or request.is_boot) and not is_other_env(machine, bad):
+    if bad and not request.force and stays_bad(request, bad):
         message = f"{memory.short(commit)} is not tried again: {bad['why']} ({bad['when']})"
         raise errors.DeployError(f"{message}; push a fix, or use --force")
     if outdated:
@@ -225,15 +241,25 @@ def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str)
     return None
 
 
+def is_rewound(progress: memory.Progress, source: mirror.Mirror, current: releases.Release, commit: str) -> bool:
+    """Whether what runs was the branch's newest commit, and the branch was put back to an earlier one since then."""
+    asked = progress.request.commit or current.commit == commit or current.meta.get("branch") != source.branch
+    return not asked and source.contains(current.commit, commit)
+
+
 def what_changed(machine: host.Machine, release: releases.Release) -> str:
     """What is not as it was when the release was made, and matters to it: variables, roles, the interpreters."""
     made_with: dict[str, str] = release.meta.get("made_with", {})
     return inputs.changes(made_with, tools.look(machine, [*made_with], release.settings().python))
 
 
-def is_other_env(machine: host.Machine, bad: Mapping[str, str]) -> bool:
-    """Whether shared/.env was changed since a commit was found to be bad: then that is no reason any more."""
-    return bad.get("env", "") != tools.digest(tools.read_env(machine)) and "env" in bad
+def stays_bad(request: memory.Request, bad: Mapping[str, str]) -> bool:
+    """Whether a commit that is remembered as bad is not tried again: a person or a push tries a step again."""
+    if bad["kind"] == "step" and not request.is_boot:
+        return False
+    # with other variables in shared/.env it may be good; what a person has left, a person brings back
+    env = tools.digest(tools.read_env(request.machine))
+    return bad["kind"] == "person" or "env" not in bad or bad["env"] == env
 
 
 def settled(progress: memory.Progress, current: releases.Release) -> memory.Outcome:

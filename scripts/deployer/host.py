@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, errors
+from deployer import config, errors, ini
 
 FETCH_TIMEOUT = 60.0  # seconds
 BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
@@ -99,11 +99,12 @@ def load(
 
 def read_machine_ini(path: Path) -> dict[str, str]:
     try:
-        parser = config.read_ini(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            sections = ini.parse(file.read(ini.MOST + 1))
     except OSError as error:
         raise errors.UsageError(str(error.strerror)) from None
-    section = dict(parser["machine"]) if parser.has_section("machine") else {}
-    wrong = [name for name in parser.sections() if name != "machine"] + sorted(set(section) - set(MACHINE_INI))
+    section = dict(sections.get("machine", {}))
+    wrong = [name for name in sections if name != "machine"] + sorted(set(section) - set(MACHINE_INI))
     if wrong or not section:
         wrong += ["no [machine] section"]
         raise errors.UsageError(f"{wrong[0]}: expected [machine] with {', '.join(sorted(MACHINE_INI))}")

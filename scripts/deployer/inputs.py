@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from deployer import config, log, mirror, observe, tools
 
@@ -39,17 +39,62 @@ def present(path: str, tree: mirror.Tree) -> list[str]:
     return [name for name in path.split("|") if name.rstrip("/") in tree]
 
 
-def pattern_to_regex(pattern: str) -> re.Pattern[str]:
-    """`*` and `?` stay within one directory, `**/` stands for any number of them, `[ab]` as in sh."""
-    regex = ""
-    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", pattern):
-        if token in ("**/", "**", "*", "?"):
-            regex += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}[token]
-        elif len(token) > 1:
-            regex += "[" + re.sub(r"^!", "^", token[1:-1]).replace("\\", r"\\") + "]"
-        else:
-            regex += re.escape(token)
-    return re.compile(regex)
+class Pattern:
+    """`*` and `?` stay within one directory, `**/` stands for any number of them, `[ab]` as in sh.
+
+    A regular expression would try every way in which many stars could share a path: here the time grows with
+    the lengths of both, whatever is in them.
+    """
+
+    ANY = ("**/", "**", "*")
+
+    def __init__(self, pattern: str) -> None:
+        self.tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", re.sub(r"(\*\*/)+", "**/", pattern), re.DOTALL)
+        stars = sum(token in self.ANY for token in self.tokens)
+        self.regex = re.compile("".join(map(regex_of, self.tokens)), re.DOTALL) if stars <= 2 else None
+        self.ones = [re.compile(regex_of(token), re.DOTALL) for token in self.tokens]
+
+    def matches(self, path: str) -> bool:
+        if self.regex:
+            return bool(self.regex.fullmatch(path))
+        places = self.reached({0})
+        for char in path:
+            if not places:
+                return False
+            places = self.reached({place for one in places for place in self.after(one, char)})
+        return len(self.tokens) in places
+
+    def reached(self, places: set[int]) -> set[int]:
+        """These places in the pattern, and those that are reached without a character. Negative: inside a `**/`."""
+        found = set(places)
+        for start in sorted(places):
+            place = start
+            while 0 <= place < len(self.tokens) and self.tokens[place] in self.ANY and place + 1 not in found:
+                place += 1
+                found.add(place)
+        return found
+
+    def after(self, place: int, char: str) -> Iterator[int]:
+        """The places that a character leads to."""
+        inside = place < 0
+        token_at = ~place if inside else place
+        token = self.tokens[token_at] if token_at < len(self.tokens) else ""
+        if token == "**/":
+            yield ~token_at
+            if char == "/":
+                yield token_at + 1
+        elif token == "**" or (token == "*" and char != "/"):
+            yield place
+        elif token and token != "*" and self.ones[place].fullmatch(char):
+            yield place + 1
+
+
+def regex_of(token: str) -> str:
+    if token in ("**/", "**", "*", "?"):
+        return {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}[token]
+    if len(token) > 1:
+        return "[" + re.sub(r"^!", "^", token[1:-1]).replace("\\", r"\\") + "]"
+    return re.escape(token)
 
 
 def matching(inputs: Sequence[str], tree: mirror.Tree) -> dict[str, str]:
@@ -59,12 +104,12 @@ def matching(inputs: Sequence[str], tree: mirror.Tree) -> dict[str, str]:
         if not is_pattern(item):
             found.update({name: identity(tree[name.rstrip("/")]) for name in present(item, tree)})
             continue
-        regex = pattern_to_regex(item.lstrip("!"))
+        pattern = Pattern(item.lstrip("!"))
         if item.startswith("!"):
-            found = {path: oid for path, oid in found.items() if not regex.fullmatch(path)}
+            found = {path: oid for path, oid in found.items() if not pattern.matches(path)}
         else:
             files = ((path, entry) for path, entry in tree.items() if entry.kind != "tree")
-            found.update((path, identity(entry)) for path, entry in files if regex.fullmatch(path))
+            found.update((path, identity(entry)) for path, entry in files if pattern.matches(path))
     return found
 
 
@@ -147,8 +192,8 @@ class View:
             names = {self.name_of(path) for path in seen.opened}
             names |= {self.name_of(path, NAMES) for path in seen.listed}
             names |= {self.name_of(path, LOOKED_FOR) for path in {*map(os.path.dirname, seen.opened)} - seen.listed}
-        apart = [pattern_to_regex(item[1:]) for item in step.inputs if item.startswith("!")]
-        names = {name for name in names if not any(regex.fullmatch(name) for regex in apart)}
+        apart = [Pattern(item[1:]) for item in step.inputs if item.startswith("!")]
+        names = {name for name in names if not any(pattern.matches(name) for pattern in apart)}
         links = [LINKS] if names and self.links else []
         return {name: self.value(name) or "not of the commit" for name in [*sorted(names), *links]}
 

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, errors, files, host, log, run, shapes
+from deployer import config, errors, files, log, run, shapes
 
 SCRIPT = "scripts/deploy_machine.py"  # in the application's repository
 PACKAGE = "scripts/deployer/"
+TIP = "refs/deploy/tip"  # not the branch's own name: `release` would be in the way of `release/2026`
+MOST_PATHS = 200_000_000  # bytes of the list of all paths
+MOST_TEXT = 4_000_000  # bytes of a file or commit that is read: they may come from anybody
 
 
 class Entry(NamedTuple):
@@ -41,9 +44,11 @@ class Mirror:
     def __init__(self, path: Path, url: str, branch: str) -> None:
         self.path, self.url, self.branch = path, url, branch
 
-    def git(self, *arguments: str, timeout: float = run.QUERY_TIMEOUT, check: bool = True) -> run.Completed:
+    def git(
+        self, *arguments: str, timeout: float = run.QUERY_TIMEOUT, check: bool = True, most: int = run.MOST
+    ) -> run.Completed:
         """Run git on the mirror. Raises GitError if it fails (unless `check` is off), and TimeLimit."""
-        return git([f"--git-dir={self.path}", *arguments], timeout=timeout, check=check)
+        return git([f"--git-dir={self.path}", *arguments], timeout=timeout, check=check, most=most)
 
     # -- to keep it in order
 
@@ -52,13 +57,22 @@ class Mirror:
         settings = self.path / "config"
         if not (self.path / "HEAD").exists():
             files.remove(self.path)
-        if not settings.exists() or b"autoDetach" not in settings.read_bytes():  # the last that is set below
-            git(["init", "--quiet", "--bare", str(self.path)])
-            # loose objects and refs reach the disk with the call that wrote them
-            setting = ("core.fsync", "all") if version() >= [2, 36] else ("core.fsyncObjectFiles", "true")
-            self.git("config", *setting)
-            self.git("config", "gc.autoDetach", "false")
+        if not settings.exists() or b"autoDetach" not in settings.read_bytes():  # the last that make() sets
+            self.make()
         self.remove_leftovers()
+
+    def make(self, *options: str) -> None:
+        git(["init", "--quiet", "--bare", *options, str(self.path)])
+        # loose objects and refs reach the disk with the call that wrote them
+        setting = ("core.fsync", "all") if version() >= [2, 36] else ("core.fsyncObjectFiles", "true")
+        self.git("config", *setting)
+        self.git("config", "gc.autoDetach", "false")
+
+    def make_of_kind(self, kind: str) -> None:
+        """Make it anew, for object ids of this kind (sha1, sha256): that cannot be changed in what is there."""
+        log.info(f"{self.url} has {kind} object ids")
+        files.remove(self.path)
+        self.make(f"--object-format={kind}")
 
     def remove_leftovers(self, also_objects: bool = False) -> None:
         """Remove git's locks and temporary files; those of single objects only if asked, as it takes longer."""
@@ -97,20 +111,24 @@ class Mirror:
 
     def fetch(self, timeout: float) -> str:
         """Fetch the branch and return its newest commit. Raises Unreachable, FetchFailed or UsageError."""
-        options = ("--quiet", "--no-tags", "--no-auto-maintenance")  # that is tidy()'s, and may take minutes
-        refspec = f"+refs/heads/{self.branch}:refs/heads/{self.branch}"
         try:
-            self.git("fetch", *options, "--", self.url, refspec, timeout=timeout)
+            self.fetch_tip(timeout)
         except errors.CommandError as error:
             self.remove_leftovers(also_objects=True)  # git leaves what it has got so far, and with it a full disk
             if isinstance(error, errors.TimeLimit):
-                message = f"{self.url}: git fetch was not done within {timeout:.1f} s"
-                raise errors.Unreachable(message, error.detail) from None
-            raise self.fetch_failed(error) from None
-        tip = self.resolve(f"refs/heads/{self.branch}")
+                raise errors.Unreachable(too_slow(self.url, timeout), error.detail) from None
+            if not (other := re.search(r"mismatched algorithms: client (\w+); server (\w+)", error.detail)):
+                raise self.fetch_failed(error) from None
+            self.make_of_kind(other[2])
+            self.fetch_tip(timeout)
+        tip = self.tip()
         if not tip:
             raise errors.GitError(f"git fetch succeeded but {self.branch} leads to no commit")
         return tip
+
+    def fetch_tip(self, timeout: float) -> None:
+        options = ("--quiet", "--no-tags", "--no-auto-maintenance")  # that is tidy()'s, and may take minutes
+        self.git("fetch", *options, "--", self.url, f"+refs/heads/{self.branch}:{TIP}", timeout=timeout)
 
     def fetch_failed(self, error: errors.CommandError) -> errors.DeployError:
         """What it means that git could not fetch: the repository itself is asked."""
@@ -150,7 +168,7 @@ class Mirror:
     def tree(self, commit: str) -> dict[str, Entry]:
         """Every path of a commit, directories included (git has a content id for each)."""
         tree = {}
-        for record in self.git("ls-tree", "-r", "-t", "-z", commit).out.split("\0"):
+        for record in self.git("ls-tree", "-r", "-t", "-z", commit, most=MOST_PATHS).out.split("\0"):
             if record:
                 about, _, path = record.partition("\t")
                 tree[path] = Entry._make(about.split(" "))
@@ -158,16 +176,39 @@ class Mirror:
 
     def size(self, commit: str) -> int:
         """The bytes of a commit's files."""
-        entries = self.git("ls-tree", "-r", "-l", "-z", commit).out
+        entries = self.git("ls-tree", "-r", "-l", "-z", commit, most=MOST_PATHS).out
         return sum(map(int, re.findall(r"(?:^|\0)\d+ blob \w+ +(\d+)\t", entries)))
 
-    def read(self, oid: str) -> str:
-        """A file's text, by its object id or as `COMMIT:PATH`."""
-        return self.git("cat-file", "blob", oid).out
+    def read(self, oid: str, name: str = "") -> str:
+        """A file's text, by its object id or as `COMMIT:PATH`. Raises TooMuch if it is larger than any such file."""
+        try:  # the option lets git itself hold no more of it than we do
+            return self.git("-c", "core.bigFileThreshold=1m", "cat-file", "blob", oid, most=MOST_TEXT).out
+        except errors.TooMuch:
+            raise errors.TooMuch(f"{name or oid} is larger than {MOST_TEXT / 1e6:g} MB") from None
+
+    def raw(self, commit: str) -> str:
+        """A commit object as it is: headers, a blank line, message. Raises TooMuch."""
+        return self.git("cat-file", "commit", commit, most=MOST_TEXT).out
+
+    def signature(self, commit: str, signers: str) -> str:
+        """What git says of a commit's signature, in lines: status (as %G?), signer, key. signers: the allowed ones."""
+        settings = {
+            "gpg.format": "ssh",
+            "gpg.ssh.allowedSignersFile": signers,
+            "gpg.ssh.program": "ssh-keygen",
+            "gpg.program": "false",  # the keyring of this user is not asked
+            "gpg.x509.program": "false",
+        }
+        query = ["log", "-1", "--no-show-signature", "--format=%G?%n%GS%n%GK", commit]
+        return self.git(*options_of(settings), *query).out
+
+    def tip(self) -> str:
+        """The branch's newest commit, as it was fetched last; empty if there is none."""
+        return self.resolve(TIP)
 
     def load(self, commit: str, tree: Tree) -> Commit:
         """Read a commit's configuration. Raises DeployError: the commit is at fault, not the call."""
-        text = self.read(tree["deploy.ini"].oid) if "deploy.ini" in tree else ""
+        text = self.read(tree["deploy.ini"].oid, f"deploy.ini of {commit[:8]}") if "deploy.ini" in tree else ""
         if ".release.json" in tree:  # a release that a power cut left half made would look whole
             own = "which is this script's own: remove it"
             raise errors.DeployError(f"{commit[:8]} has a file .release.json in its root, {own}")
@@ -175,19 +216,16 @@ class Mirror:
             settings = config.parse(text, f"deploy.ini of {commit[:8]}")
         except errors.UsageError as error:
             raise errors.DeployError(str(error)) from None
-        texts = {path: self.read(tree[path].oid) for path in shapes.to_read(tree) if tree[path].kind == "blob"}
+        texts = {path: self.read(tree[path].oid, path) for path in shapes.to_read(tree) if tree[path].kind == "blob"}
         shape = shapes.look(settings, tree, texts)
         return Commit(commit, tree, shapes.fit(settings, shape, tree), shape)
 
     def other_branch(self, tip: str) -> str:
         """The branch that the deploy.ini at `tip` names, if it names another one."""
-        done = self.git("cat-file", "blob", f"{tip}:deploy.ini", check=False)
-        if done.code != 0:
-            return ""
         try:
-            settings = config.parse(done.out, "deploy.ini")
-        except errors.UsageError:
-            return ""  # reported where the commit's configuration is read
+            settings = config.parse(self.read(f"{tip}:deploy.ini"), "deploy.ini")
+        except (errors.GitError, errors.UsageError, errors.TooMuch):
+            return ""  # there is none; or it is reported where the commit's configuration is read
         return settings.branch if settings.sets_branch and settings.branch != self.branch else ""
 
     # -- to check a commit out
@@ -238,6 +276,7 @@ def git(
     timeout: float = run.QUERY_TIMEOUT,
     check: bool = True,
     live: bool = False,
+    most: int = run.MOST,
 ) -> run.Completed:
     """Run git: it asks nobody anything, and ssh gives up in time. Raises GitError if it fails, and TimeLimit."""
     ssh = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
@@ -247,7 +286,7 @@ def git(
     if index:
         env["GIT_INDEX_FILE"] = str(index)
     try:
-        return run.command(["git", *arguments], env=env, cwd=cwd, timeout=timeout, check=check, live=live)
+        return run.command(["git", *arguments], env=env, cwd=cwd, timeout=timeout, check=check, live=live, most=most)
     except errors.TimeLimit:
         raise
     except errors.CommandError as error:
@@ -271,39 +310,14 @@ def version() -> list[int]:
     return [int(part) for part in re.findall(r"\d+", git(["--version"]).out)[:2]]
 
 
+def too_slow(url: str, timeout: float) -> str:
+    remedy = "if it is only slow or large, raise fetch_timeout in machine.ini (seconds)"
+    return f"{url}: git fetch was not done within {timeout:.1f} s; {remedy}"
+
+
 def reason_of(stderr: str) -> str:
     """The line of git's or ssh's complaint that says most."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     general = ("fatal: Could not read from remote", "Please make sure", "and the repository exists")
     telling = [line for line in lines if not line.startswith(general)]
     return (telling or lines or ["git said nothing"])[-1]
-
-
-def verify_signature(machine: host.Machine, mirror: Mirror, commit: str) -> None:
-    """Raise DeployError unless a key in allowed_signers has signed the commit (verify = signatures).
-
-    Only machine.ini can ask for it: a commit's own deploy.ini could switch off its own verification.
-    """
-    signers = machine.root / "allowed_signers"
-    if not machine.verify:
-        return
-    if not signers.is_file() or not signers.stat().st_size:
-        missing = f"verify = signatures, but {signers} is missing or empty"
-        raise errors.DeployError(f"{missing}: setup_machine.py --allowed-signers")
-    if version() < [2, 34] or not run.which("ssh-keygen"):
-        raise errors.DeployError("verify = signatures needs git 2.34 or newer, and ssh-keygen")
-    settings = {
-        "gpg.format": "ssh",
-        "gpg.ssh.allowedSignersFile": str(signers),
-        "gpg.ssh.program": "ssh-keygen",
-        "gpg.program": "false",  # the keyring of this user is not asked
-        "gpg.x509.program": "false",
-    }
-    query = ["log", "-1", "--no-show-signature", "--format=%G?%n%GS%n%GK", commit]
-    told = mirror.git(*options_of(settings), *query).out.split("\n")
-    status, signer, key = (line.strip() for line in [*told, "", "", ""][:3])
-    if status != "G":  # good, and by a key that is in the file
-        other_key = f"is signed by {key}, which is not valid in {signers}"
-        wrong = {"N": "is not signed", "U": other_key}.get(status, "has a signature that is not good")
-        raise errors.DeployError(f"{commit[:8]} {wrong}; nothing of it was run")
-    log.info(f"{commit[:8]} is signed by {signer} ({key})")

@@ -20,8 +20,8 @@ from deployer import (
     inputs,
     lock,
     memory,
-    mirror,
     releases,
+    signatures,
     slots,
     steps,
 )
@@ -33,7 +33,7 @@ def plan(request: memory.Request) -> attempt.Result:
     source = deploy.mirror_of(machine)
     with lock.hold(request, lambda waits: None):
         wanted, _ = deploy.find_target(progress, source)
-        mirror.verify_signature(machine, source, wanted)
+        signatures.check(machine, source, wanted)
         commit = source.load(wanted, source.tree(wanted))
         roles = config.roles_of(machine.roles, commit.settings)
         current = releases.current(machine)

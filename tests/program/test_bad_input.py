@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,24 @@ def test_defaults_are_valid_and_printed(app: App) -> None:
     app.commit({"deploy.ini": done.stdout + "\n[role web]\n"})
     assert app.deploy().result["outcome"] == "deployed"
     assert DEPLOY_INI  # the other tests' configuration is no copy of the defaults
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[deploy]\nkeep = 3" + " " * 200_000 + "x\n", "not a number"),
+        ("[deploy]\nkeep" + " " * 200_000 + "x\n", "not of the form key = value"),
+        ("[deploy]\n" + " ;" * 120_000 + "\nx\n", "not of the form key = value"),
+        ("\n" * 300_000, "is longer than 256 KB"),
+        ("#" * 5_000_000, "is larger than 4 MB"),
+    ],
+)
+def test_a_deploy_ini_of_any_size_is_read_in_little_time(app: App, text: str, says: str) -> None:
+    app.deploy()
+    app.commit({"deploy.ini": text})
+    began = time.monotonic()
+    done = app.deploy(expect=10)
+    assert says in done.result["message"]
+    assert "deploy.ini of " in done.result["message"]
+    assert len(done.result["message"]) < 2500
+    assert time.monotonic() - began < 20, "with configparser each of the first two takes minutes"

@@ -159,11 +159,12 @@ def test_rollback_goes_to_the_release_before_and_a_boot_does_not_undo_it(app: Ap
     back = app.run("rollback")
     assert (back.code, back.result["outcome"]) == (0, "rolled_back_on_request")
     assert app.revision() == first["commit"]
-    boot = app.run("deploy", "--trigger", "boot")
-    assert boot.code == 10, boot.log
-    assert "rolled back by hand" in boot.result["message"]
-    assert app.revision() == first["commit"]
-    assert app.deploy().result["commit"] == second, "a person or a push brings it back"
+    (app.root / "shared/.env").write_text("OTHER=variables\n")
+    for trigger in ("boot", "manual", "cd"):
+        again = app.deploy("--trigger", trigger, expect=10)
+        assert "rolled back by hand" in again.result["message"]
+        assert app.revision() == first["commit"]
+    assert app.deploy("--force").result["commit"] == second, "a person brings it back"
 
 
 def test_rollback_names(app: App) -> None:

@@ -79,7 +79,7 @@ def test_a_damaged_pack(app: App) -> None:
     assert (app.current / "code.py").read_text() == "print(2)\n"
 
 
-@pytest.mark.parametrize("name", ["HEAD", "config", "refs/heads/main", "packed-refs"])
+@pytest.mark.parametrize("name", ["HEAD", "config", "refs/deploy/tip", "packed-refs"])
 @pytest.mark.parametrize("content", ["", "\0\0\0\0", "[core\n"])
 def test_a_damaged_file_of_the_mirror(app: App, name: str, content: str) -> None:
     app.deploy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,55 @@ def test_the_script_and_its_copy_in_the_commit_are_taken_over_once_signed(app: A
     done = app.deploy()
     assert "handing over" in done.log
     assert done.log.count("is signed by alice@example.com") == 2, "the other copy looks for itself"
+
+
+def rewritten(app: App, change: Callable[[str], str]) -> str:
+    """The newest commit's object with a change in it, as the new tip of main."""
+    text = app.git("cat-file", "commit", "HEAD") + "\n"
+    command = ["git", "hash-object", "-t", "commit", "-w", "--stdin"]
+    done = subprocess.run(command, cwd=app.origin, input=change(text), text=True, capture_output=True, check=True)
+    app.git("update-ref", "refs/heads/main", done.stdout.strip())
+    return done.stdout.strip()
+
+
+ALTERED: dict[str, Callable[[str], str]] = {
+    "another signature": lambda text: text.replace("\n\n", "\ngpgsig-sha256 x\n\n", 1),
+    "an unknown header": lambda text: text.replace("\n\n", "\nnote x\n\n", 1),
+    "behind the signature": lambda text: text.replace("END SSH SIGNATURE-----", "END SSH SIGNATURE-----\n more", 1),
+    "a line in it": lambda text: text.replace("BEGIN SSH SIGNATURE-----\n ", "BEGIN SSH SIGNATURE-----\n \n ", 1),
+}
+
+
+@pytest.mark.parametrize("how", [*ALTERED])
+def test_what_a_signature_does_not_cover(app: App, keys: Keys, how: str) -> None:
+    signed = keys.commit("alice", HOSTILE)
+    assert rewritten(app, ALTERED[how]) != signed
+    refused(app)
+
+
+def test_only_what_descends_from_what_runs(app: App, keys: Keys) -> None:
+    first = keys.commit("alice")
+    app.deploy()
+    app.git("checkout", "-q", "-b", "side")
+    old = keys.commit("alice", {"code.py": "vulnerable"})
+    app.git("checkout", "-q", "main")
+    new = keys.commit("alice", {"code.py": "mended"})
+    app.deploy()
+    for commit in (old, first):  # signed, and the tip of main: by a forced push
+        app.git("update-ref", "refs/heads/main", commit)
+        done = app.deploy(expect=10)
+        assert f"does not descend from {new[:8]}, which runs: with verify = signatures only --force" in done.log
+        assert app.revision() == new
+    assert app.deploy("--force").result["commit"] == first
+
+
+def test_nothing_of_an_unsigned_commit_is_read(app: App, keys: Keys) -> None:
+    keys.commit("alice")
+    app.deploy()
+    app.git("branch", "other")
+    app.commit({"deploy.ini": "[deploy]\nbranch = other\n" + "x" * 5_000_000})
+    done = refused(app)
+    assert "is not signed" in done.result["message"]
+    keys.commit("alice")
+    app.commit({"deploy.ini": "[deploy]\nbranch = other\n"})
+    assert "is not signed" in refused(app).result["message"], "the branch that it names is not looked at"

@@ -27,8 +27,9 @@ def child(code: str) -> list[str]:
 
 def measured(call: str) -> subprocess.CompletedProcess[str]:
     """Run a call in a process of its own; it prints the most memory in KB that this took."""
-    code = f"import resource, sys\nsys.path.insert(0, {str(SCRIPTS)!r})\nfrom deployer import errors, run\n{call}\n"
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    code = f"import re, sys\nsys.path.insert(0, {str(SCRIPTS)!r})\nfrom deployer import errors, run\n{call}\n"
+    # ru_maxrss would also count what its parent had when it was started
+    code += "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
