@@ -136,9 +136,8 @@ def check_users(names: Sequence[str]) -> None:
             if about.pw_uid == 0:
                 raise ground.UsageError(f"{name} is root, by another name: deploys and services must not be")
             if members is None:
-                raise ground.UsageError(
-                    f"the user {name} is there without a group {name}: groupadd --users {name} {name}"
-                )
+                mend = f"groupadd {name} && usermod --append --groups {name} {name}"
+                raise ground.UsageError(f"the user {name} is there, but no group of that name: {mend}")
             if about.pw_gid != grp.getgrnam(name).gr_gid and name not in members:
                 raise ground.UsageError(f"{name} is not in the group {name}: usermod --append --groups {name} {name}")
 

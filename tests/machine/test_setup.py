@@ -226,7 +226,7 @@ def test_what_would_keep_a_push_or_a_deploy_from_working(world: World) -> None:
         ),
         (f"echo PubkeyAuthentication no > {sshd}", "sshd takes no keys", f"rm {sshd}"),
         (f"echo ForceCommand /bin/date > {sshd}", "sshd runs /bin/date in place of what CI asks for", f"rm {sshd}"),
-        (f"echo Nonsense > {sshd}", "Bad configuration option: Nonsense", f"rm {sshd}"),
+        (f"echo Nonsense yes > {sshd}", "Bad configuration option: Nonsense", f"rm {sshd}"),
         ("chmod 777 /home/deploy", "chmod go-w /home/deploy", "chmod go-w /home/deploy"),
         ("chown app /home/deploy", "chown deploy /home/deploy", "chown deploy /home/deploy"),
         ("mv /home/deploy /home/d", "install -d -o deploy -m 755 /home/deploy", "rmdir /home/deploy/.ssh /home/deploy; "
