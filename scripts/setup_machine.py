@@ -39,8 +39,8 @@ if sys.version_info < (3, 9):
     raise SystemExit(2)
 
 import argparse
-import base64
 import configparser
+import contextlib
 import grp
 import io
 import os
@@ -51,7 +51,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,7 +97,10 @@ LIBRARY = Path("/usr/local/lib/deploy-machine")  # root's: what sshd and the uni
 RESTRICTED_PUSH = LIBRARY / "restricted_push.py"
 DOTENV = LIBRARY / "dotenv.py"
 PYTHON = "/usr/bin/python3"  # what the units use
-COMMAND_LINE = 131_071  # bytes: the most that Linux takes as one argument, as which sshd passes on a command line
+TAKE_ARCHIVE = (
+    """sh -c 'umask 077; at=$(mktemp -d /tmp/setup-machine.XXXXXX) && cat > $at/archive && echo $at/archive'"""
+)
+ARCHIVE = r"/tmp/setup-machine\.\w+/archive"
 
 VENV = "python3-venv"
 HOW_TO_GET = {
@@ -763,22 +766,8 @@ def bundle(texts: Mapping[str, str]) -> dict[str, bytes]:
     return {**files, **{name: text.encode() for name, text in texts.items()}}
 
 
-def carried(files: Mapping[str, bytes], arguments: Sequence[str]) -> list[str]:
-    """The words that unpack these files there and run setup_machine.py from them. Raises UsageError.
-
-    All of it is in the command line, because stdin is the terminal: sudo may ask for a password.
-    """
-    try:
-        packed = base64.b85encode(carrier.pack(files)).decode()
-    except ValueError as error:
-        raise ground.UsageError(f"{REPOSITORY}: {error}: remove it") from None
-    program = carrier.program()
-    return ["python3", "-I", "-c", program, "setup", packed, carrier.identity(files), *arguments]
-
-
-def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
-    """The one command line for the machine's shell: unpack there, and run as root."""
-    place = options.ssh.rpartition("@")[2]
+def remote_command(options: argparse.Namespace, archive: str, version: str, ask_password: bool) -> str:
+    """The command line for the machine's shell: unpack the archive that lies there, run it as root, remove it."""
     arguments = ["--name", options.name, "--repo", options.repo, "--root", options.root, "--user", options.user]
     arguments += [word for role in options.role for word in ("--role", role)]
     arguments += ["--branch", options.branch] if options.branch else []
@@ -787,35 +776,64 @@ def remote_command(options: argparse.Namespace, ask_password: bool) -> str:
         arguments += ["--restrict-ci-key" if options.restrict_ci_key else "--no-restrict-ci-key"]
     arguments += ["--allowed-signers", "allowed_signers"] if options.allowed_signers else []
     arguments += ["--check"] if options.check else []
-    arguments += ["--seen-as", place, "--needs", ",".join(options.needs)]
+    arguments += ["--seen-as", options.ssh.rpartition("@")[2], "--needs", ",".join(options.needs)]
+    words = ["python3", "-I", "-c", carrier.program(), "setup", archive, version, *arguments]
     sudo = "sudo" if ask_password else "sudo -n"
+    run = f'sudo="{sudo}"; [ "$(id -u)" = 0 ] && sudo=; $sudo {shlex.join(words)}'
+    return f"{run}; code=$?; rm -f {archive}; rmdir {os.path.dirname(archive)}; exit $code"
+
+
+def packed(options: argparse.Namespace) -> tuple[bytes, str]:
+    """The archive for a machine, and its id. Raises UsageError."""
     texts = {"authorize.pub": options.authorize, "allowed_signers": options.allowed_signers}
-    words = carried(bundle({name: text + "\n" for name, text in texts.items() if text}), arguments)
-    line = f'sudo="{sudo}"; [ "$(id -u)" = 0 ] && sudo=; exec $sudo {shlex.join(words)}'
-    if len(line.encode()) > COMMAND_LINE:
-        raise ground.UsageError(
-            "deploy.ini, systemd/ and --allowed-signers are too long for one command line: run it on the machine"
-        )
-    return line
+    files = bundle({name: text + "\n" for name, text in texts.items() if text})
+    try:
+        return carrier.pack(files), carrier.identity(files)
+    except ValueError as error:
+        raise ground.UsageError(f"{REPOSITORY}: {error}: remove it") from None
 
 
 def run_over_ssh(options: argparse.Namespace) -> int:
-    """Run this script on the machine over one ssh connection; return its exit code."""
-    user, _, place = options.ssh.rpartition("@")
-    host, port = split_place(place)
+    """Run this script on the machine over one ssh connection; return its exit code.
+
+    It has two sessions: the archive is stdin's of the first; of the second that is the terminal, as sudo may ask there.
+    """
+    archive, version = packed(options)
     ask_password = sys.stdin.isatty()
-    argv = ["ssh", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15"]
-    argv += ["-t"] if ask_password else ["-o", "BatchMode=yes"]
-    argv += ["-p", port] if port else []
-    argv += ["-l", user] if user else []
-    try:
-        code = subprocess.call([*argv, "--", host, remote_command(options, ask_password)])
-    except FileNotFoundError:
-        raise ground.SetupError("ssh: not found: install openssh-client") from None
+    with connected(options, ask_password) as ssh:
+        kept = subprocess.run([*ssh, TAKE_ARCHIVE], input=archive, stdout=subprocess.PIPE, check=False)
+        code = kept.returncode
+        if code == 0:
+            place = kept.stdout.decode("utf-8", "replace").strip().rpartition("\n")[2]  # a login shell may greet
+            if not re.fullmatch(ARCHIVE, place):
+                raise ground.SetupError("the shell there does not run a command as sh does, or prints more: mend that")
+            command = remote_command(options, place, version, ask_password)
+            code = subprocess.call([ssh[0], *["-t"] * ask_password, *ssh[1:], command])
     if code == 255:
-        print(f"setup_machine.py: {place} could not be reached by ssh (see above)", file=sys.stderr)
+        place = options.ssh.rpartition("@")[2]
+        ground.say(f"setup_machine.py: {place} could not be reached by ssh (see above)", sys.stderr)
         return EXIT_OFFLINE
     return code
+
+
+@contextlib.contextmanager
+def connected(options: argparse.Namespace, ask_password: bool) -> Iterator[list[str]]:
+    """The words of ssh for this machine; all that are run meanwhile share a connection, where ssh can do that."""
+    user, _, place = options.ssh.rpartition("@")
+    host, port = split_place(place)
+    with tempfile.TemporaryDirectory(prefix="setup-") as folder:
+        shared = ["-o", "ControlMaster=auto", "-o", f"ControlPath={folder}/ssh", "-o", "ControlPersist=60"]
+        argv = ["ssh", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", *shared]
+        argv += [] if ask_password else ["-o", "BatchMode=yes"]
+        argv += ["-p", port] if port else []
+        argv += ["-l", user] if user else []
+        try:
+            yield [*argv, "--", host]
+        except FileNotFoundError:
+            raise ground.SetupError("ssh: not found: install openssh-client") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                subprocess.run([*argv, "-O", "exit", "--", host], capture_output=True, check=False, timeout=20)
 
 
 # --- command line -----------------------------------------------------------------------------------

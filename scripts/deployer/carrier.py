@@ -5,8 +5,8 @@ This module stands alone: its text is also the program that takes the others on 
     python3 -c PROGRAM ROOT SIZE ID ARGUMENTS...
         A push: keep the archive of SIZE bytes on stdin as ROOT/deployers/ID, and become its
         `deploy_machine.py ARGUMENTS... --root ROOT`. Without ARGUMENTS: only keep it.
-    python3 -c PROGRAM setup PACKED ID ARGUMENTS...
-        Unpack the word PACKED (stdin is the terminal, for sudo's password) and run its
+    python3 -c PROGRAM setup FILE ID ARGUMENTS...
+        Unpack the archive in FILE (stdin is the terminal, for sudo's password) and run its
         `scripts/setup_machine.py ARGUMENTS...`.
 """
 
@@ -256,14 +256,13 @@ def become(script: str, arguments: Sequence[str]) -> None:
     os.execv(sys.executable, [sys.executable, script, *arguments])
 
 
-def set_up(packed: str, version: str, arguments: Sequence[str]) -> int:
-    """Run the setup_machine.py of an archive in base85; return its exit code. Raises OSError and ValueError."""
-    import base64  # noqa: PLC0415
+def set_up(archive: str, version: str, arguments: Sequence[str]) -> int:
+    """Run the setup_machine.py of the archive in a file; return its exit code. Raises OSError and ValueError."""
     import subprocess  # noqa: PLC0415
     import tempfile  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="setup-machine-") as folder:
-        write(folder, unpack(base64.b85decode(packed), version))
+        write(folder, unpack(read(archive), version))
         script = os.path.join(folder, "scripts", "setup_machine.py")
         return subprocess.call([sys.executable, script, *arguments], cwd=folder)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
 import bz2
 import errno
 import json
@@ -468,12 +467,14 @@ SETUP = b"import json, os, sys\nprint(json.dumps([sys.argv[1:], os.listdir(), sy
 
 def test_setup_is_unpacked_and_run_with_the_terminal_as_its_stdin(tmp_path: Path) -> None:
     files = {"scripts/setup_machine.py": SETUP, "authorize.pub": b"ssh-ed25519 AAAA\n"}
-    packed = base64.b85encode(carrier.pack(files)).decode()
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = run("setup", packed, carrier.identity(files), "--name", "x y", input=b"typed", env=env)
+    archive = tmp_path / "archive"
+    archive.write_bytes(carrier.pack(files))
+    (tmp_path / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    done = run("setup", str(archive), carrier.identity(files), "--name", "x y", input=b"typed", env=env)
     assert (done.returncode, done.stderr) == (7, "")
     arguments, listed, typed = json.loads(done.stdout)
     assert (arguments, sorted(listed), typed) == (["--name", "x y"], ["authorize.pub", "scripts"], "typed")
-    assert list(tmp_path.iterdir()) == []
-    done = run("setup", packed, "0" * 16, env=env)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    done = run("setup", str(archive), "0" * 16, env=env)
     assert (done.returncode, done.stderr) == (1, "loader: the archive is not the one of 0000000000000000\n")
