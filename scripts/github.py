@@ -59,7 +59,7 @@ def keys_before_the_cut(text: str) -> dict[str, Any]:
         while True:
             key, at = decoder.raw_decode(text, end_of(between, text, at))
             value, at = decoder.raw_decode(text, end_of(between, text, at))
-            if at < len(text):  # else it may be the half of a number
+            if text[at : at + 1] in (",", "}"):  # else it may be the half of a number
                 found[str(key)] = value
     except (ValueError, RecursionError):
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -128,6 +129,29 @@ def test_a_machine_that_is_on_and_fails_makes_the_run_red(
     assert commit_on(world, "frontend") != newest
     assert any("frontend" in message and says in message for message in errors(run)), errors(run)
     assert warnings(run) == []
+
+
+@pytest.mark.parametrize("seconds", [3, 60], ids=["for a moment", "all the time"])
+def test_sshd_that_drops_connections_is_not_offline(ci: Ci, seconds: int) -> None:
+    world = ci.world
+    scheduler = world.boot("scheduler")
+    world.commit(world.edit(*CHANGE))
+    scheduler.sh("mkdir -p /run/sshd; echo 'MaxStartups 1:100:1' > /etc/ssh/sshd_config.d/a.conf; systemctl reload ssh")
+    program = "import socket, sys, time; s = socket.create_connection(('10.0.0.5', 22)); print(s.recv(9), flush=True)"
+    command = ["ip", "netns", "exec", world.network.namespace("runner"), "python3", "-c"]
+    holder = subprocess.Popen([*command, f"{program}; time.sleep({seconds})"], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout and b"SSH" in holder.stdout.readline()
+        run = ci.merge()
+    finally:
+        holder.kill()
+        holder.communicate()
+    if seconds == 3:
+        assert outcome_of(run, "scheduler") == "deployed", run.log
+        assert "the machine answers but ssh does not: " in run.log
+    else:
+        assert (run.conclusion, outcome_of(run, "scheduler")) == ("failure", "failed"), run.log
+        assert any("the machine answers but ssh does not: kex_exchange" in message for message in errors(run))
 
 
 def test_failures_are_never_called_offline_and_no_secret_is_told(ci: Ci) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +106,91 @@ def test_a_result_that_was_not_this_push_is_not_taken_for_it() -> None:
     own = {**RESULT, "trigger": "cd", "started": "2026-01-03T00:00:01Z"}
     assert push_deploy.find_own([earlier, boot, own], "2026-01-02T00:00:00Z") == own
     assert push_deploy.find_own([earlier, boot], "2026-01-02T00:00:00Z") is None
+
+
+class Ssh:
+    """Stands in for the connection: answers what it is told."""
+
+    def __init__(self, *answers: Evidence) -> None:
+        self.answers, self.asked = list(answers), 0
+
+    def run(self, *_: Any) -> Evidence:
+        self.asked += 1
+        return self.answers.pop(0)
+
+
+LOST = Evidence(255, "Connection to h closed by remote host.", started="2026-01-02T00:00:00Z")
+IDLE = Evidence(0, result={"schema": 1, "running": None, "interrupted": False, "attempts": []})
+RUNS = Evidence(0, result={"schema": 1, "running": {"pid": 1}})
+INTERRUPTED = Evidence(0, result={"schema": 1, "interrupted": True})
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome", "says"),
+    [
+        # it waited for another deploy there, and ended with its connection
+        ([LOST, Evidence(255), RUNS, IDLE, Evidence(0, result=RESULT)], "deployed", ""),
+        ([LOST, IDLE, LOST, IDLE], "failed", "ended twice before anything had begun"),
+        ([LOST, INTERRUPTED], "failed", "was it restarted"),
+    ],
+)
+def test_a_push_that_was_lost_before_it_had_begun_is_made_once_more(
+    answers: list[Evidence], outcome: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_deploy.time, "sleep", lambda seconds: None)
+    options = push_deploy.make_parser().parse_args(["--machine", "web", "--role", "web"])
+    ssh = Ssh(*answers)
+    result = push_deploy.Push(options, github.Console()).attempt(ssh, "WEB_HOST")  # type: ignore[arg-type]
+    assert (result["outcome"], ssh.asked) == (outcome, len(answers))
+    assert says in result.get("message", "")
+
+
+# --- results of any size --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["x", "\u00e9", "\u4e2d", "\U0001f600", "\ud800", "\x00", '"'])
+def test_a_result_fits_whatever_is_in_it(text: str) -> None:
+    much = text * 5000
+    deep: Any = much
+    for _ in range(200):
+        deep = [deep, {much: deep}] if _ < 3 else [deep]
+    result = {**RESULT, **{f"{n}{much}": [much] * 50 for n in range(60)}, "detail": f"{much}\n{much}", "message": much}
+    for found in (result, {**RESULT, "message": much, "steps": deep}, {**RESULT, "detail": [much]}):
+        fitted = github.fitted(found)
+        assert len(github.packed(fitted)) <= github.RESULT_BYTES
+        assert github.is_result(fitted)
+        assert fitted["outcome"] == "deployed"
+        assert github.parse_result(github.packed(fitted).decode()) == fitted
+    assert github.fitted(RESULT) == RESULT
+
+
+@pytest.mark.parametrize("at", range(1, 75))
+def test_of_a_line_that_was_cut_the_whole_keys_are_kept(at: int) -> None:
+    line = '{"schema": 1, "outcome": "failed", "seconds": 12.5, "steps": [{"name": "x"}], "message": "z"}'
+    found = github.parse_result(line[:at], is_whole=False)
+    assert found == {key: json.loads(line)[key] for key in list(found or {})} or found is None
+    assert (found or {}).get("seconds") in (None, 12.5)
+
+
+def test_long_lines_are_cut_and_the_next_one_is_whole() -> None:
+    stream = io.BytesIO(b"a\n" + b"b" * 25 + b"\nc\n" + b"d" * 10 + b"\n" + b"e" * 9 + b"\n" + b"f")
+    found = list(github.bounded_lines(stream, 10))
+    assert [(line[0], len(line), whole) for line, whole in found] == [
+        ("a", 1, True), ("b", 10, False), ("c", 1, True), ("d", 10, False), ("e", 9, True), ("f", 1, True),
+    ]  # fmt: skip
+
+
+def test_a_log_is_bounded_and_ends_with_its_stretch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(github, "LOG_BYTES", 50)
+    with github.Console().foreign() as on_line:
+        for number in range(100):
+            on_line(f"line {number}")
+    on_line("too late")
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 8
+    assert "the rest of this log is left out" in out[-1]
 
 
 # --- what the two share ---------------------------------------------------------------------------------
