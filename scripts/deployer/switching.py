@@ -243,12 +243,17 @@ def carry_step(left: Release, release: Release, step: config.Step) -> dict[str, 
     carried = {}
     for path in files_below(left.path, step.provides):
         since, new = known.get(path, time.time()), release.path / path
-        if since > oldest and (path in known or not new.exists()):
+        if since > oldest and (path in known or not new.exists()) and can_lie(new):
             carried[path] = since
             new.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 os.link(left.path / path, new, follow_symlinks=False)
     return carried
+
+
+def can_lie(place: Path) -> bool:
+    """Whether a file can be put there: a file may have taken the place of a folder above it."""
+    return next(folder for folder in place.parents if os.path.lexists(folder)).is_dir()
 
 
 def files_below(top: Path, folders: Sequence[str]) -> list[str]:

@@ -544,6 +544,18 @@ def test_assets_are_dropped_some_days_after_they_were_superseded_not_made(app: A
     assert len(assets(app)) == 2
 
 
+@pytest.mark.parametrize("deeper", ["", "/deeper"])
+def test_a_file_may_take_the_place_of_a_folder_of_old_assets(app: App, deeper: str) -> None:
+    step = "\n[step static]\nprovides = public\nkeep_days = 7\nrun = cp -r pages public\n"
+    app.commit({"deploy.ini": DEPLOY_INI + step, f"pages/a{deeper}/b": "old\n", "pages/c": "old\n"})
+    app.deploy()
+    app.git("rm", "-rq", "pages")
+    app.commit({"pages/a": "new\n"})
+    app.deploy()
+    assert (app.current / "public/a").read_text() == "new\n"
+    assert assets(app) == {"a", "c"}
+
+
 def test_inputs_may_take_away_what_a_pattern_named(app: App) -> None:
     text = "\n[step most]\ninputs = ** !**/*.py **/settings*.py\nrun = true\n"
     app.commit({"deploy.ini": DEPLOY_INI + text, "conf/settings_uat.py": "", "pages/a.html": "", "x.py": ""})
