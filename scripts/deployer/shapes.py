@@ -137,9 +137,8 @@ def is_idle(step: config.Step, shape: Shape, tree: Collection[str]) -> bool:
 
 def fit(settings: config.Config, shape: Shape, tree: Collection[str]) -> config.Config:
     """The configuration for a commit of this shape."""
-    placed_there = placed(settings, shape.places)
-    steps = (with_runner(step, shape, tree) for step in placed_there.steps if step.name not in shape.idle)
-    return placed_there._replace(steps=tuple(steps))
+    there = [step for step in placed(settings, shape.places).steps if step.name not in shape.idle]
+    return settings._replace(steps=tuple(with_runner(step, there, shape, tree) for step in there))
 
 
 def placed(settings: config.Config, places: Mapping[str, str]) -> config.Config:
@@ -185,12 +184,14 @@ def move(path: str, kind: str, home: str, places: Mapping[str, str]) -> str:
     return "|".join(join(places.get(locks[name], "") if name in locks else home, name) for name in names)
 
 
-def with_runner(step: config.Step, shape: Shape, tree: Collection[str]) -> config.Step:
-    """A script of package.json is run by the manager whose lock file is there."""
+def with_runner(step: config.Step, others: Iterable[config.Step], shape: Shape, tree: Collection[str]) -> config.Step:
+    """A script of package.json is run by the manager whose lock file is there, as that is run."""
     if step.name != "build" or "run" not in step.by_default:
         return step
-    there = [name for name in KEYS["node"] if join(shape.places.get("node", ""), name) in tree]
-    return step._replace(run=(RUNNERS.get(there[0] if there else "", step.run[0]), *step.run[1:]))
+    lock = next((name for name in KEYS["node"] if join(shape.places.get("node", ""), name) in tree), "")
+    installs = [other for other in others if other.name == KEYS["node"].get(lock) and "env" in other.by_default]
+    env = tuple(pair for other in installs for pair in other.env)
+    return step._replace(run=(RUNNERS.get(lock, step.run[0]), *step.run[1:]), env=env + step.env)
 
 
 # --- what lies in a release beside the commit

@@ -5,23 +5,26 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Union
 
 import pytest
 
 from shapes import toolbox
 from small_app import REPOSITORY, App, Outcome
 
+Files = dict[str, Union[str, bytes, None]]
 RECIPES = REPOSITORY / "docs/recipes.md"
 
 
 class Shaped(App):
     """Changes are committed and deployed in one go; tools run in the repository, as its developers run them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **instead: str) -> None:
+        """instead: another program under a tool's name."""
         super().__init__(directory)
         self.wheels = directory / "wheels"
         self.wheels.mkdir()
-        self.env = toolbox.tools(directory)
+        self.env = toolbox.tools(directory, **instead)
         (self.root / "state").mkdir()
         (self.root / "shared").mkdir()
         self.set_env()
@@ -38,7 +41,7 @@ class Shaped(App):
     def tool(self, line: str, folder: str = ".") -> str:
         return toolbox.call(*shlex.split(line), cwd=self.origin / folder, env=self.env)
 
-    def change(self, files: dict[str, str | bytes | None], *lines: str) -> Outcome:
+    def change(self, files: Files, *lines: str) -> Outcome:
         """Commit files, after what tools make of them, and deploy."""
         for name, content in files.items():
             path = self.origin / name

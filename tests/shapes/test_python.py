@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from shapes import toolbox
-from shapes.conftest import Shaped, recipe
+from shapes.conftest import Files, Shaped, recipe
 
-UNRELATED: dict[str, str | bytes | None] = {"docs/index.md": "more\n"}
+UNRELATED: Files = {"docs/index.md": "more\n"}
 
 
 def wheels(folder: Path) -> None:

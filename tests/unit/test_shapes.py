@@ -141,6 +141,7 @@ def test_the_manager_whose_lock_file_is_there_runs_the_build() -> None:
     for lock, runner in (("package-lock.json", "npm"), ("pnpm-lock.yaml", "pnpm"), ("yarn.lock", "yarn")):
         found = applying({"package.json": BUILDS, lock: ""})
         assert found["build"].run == (runner, "run", "build")
+        assert bool(found["build"].env) == (runner == "yarn"), "its note of what is installed lies in node_modules"
     own = applying({"package.json": BUILDS, "yarn.lock": ""}, "[step build]\nrun = npm run build\n")
     assert own["build"].run == ("npm", "run", "build")
 
