@@ -78,7 +78,7 @@ def test_the_users_name_stands_in_the_units(bare: World) -> None:
     assert bare.set_up("frontend", "--user", "shipper", "--root", "/srv/site").returncode == 0
     units = "gunicorn@blue.service gunicorn@blue.socket deploy-watch.service deploy-on-startup.service"
     text = frontend.out(f"systemctl cat {units}")
-    assert "/srv/site/slots/%i/manage.py" in text
+    assert "/srv/site/slots/%i/REVISION" in text
     assert {line for line in text.splitlines() if "Group=" in line or "User=" in line} == {
         "User=app", "Group=app", "User=shipper", "SocketUser=www-data", "SocketGroup=shipper",
     }  # fmt: skip
