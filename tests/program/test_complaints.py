@@ -48,33 +48,6 @@ def test_a_repository_without_anything_to_run_says_so(bare: App) -> None:
     assert "no step applies to this commit" in json.loads(out)["message"]
 
 
-def test_a_build_works_in_the_folder_of_its_package(bare: App) -> None:
-    script = "const fs = require('fs'); fs.mkdirSync('static/dist', {recursive: true});"
-    script += " fs.copyFileSync('src.css', 'static/dist/a.css');"
-    files = {"web/package.json": package(scripts={"build": "node build.js"}), "web/build.js": script}
-    bare.commit({"deploy.ini": WEB, "web/src.css": "one", **files})
-    assert bare.deploy().ran() == ["build"]
-    assert (bare.current / "web/static/dist/a.css").read_text() == "one"
-    bare.commit({"web/src.css": "two"})
-    assert bare.deploy().ran() == ["build"]
-    assert (bare.current / "web/static/dist/a.css").read_text() == "two"
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("mkdir -p dist/assets .cache && touch dist/index.html .cache/x", "it made dist/: write provides = dist under"),
-        ("mkdir -p public && touch public/app.css", "it made public/app.css: write provides = public/app.css under"),
-        ("true", "and nothing else: an empty run = in deploy.ini removes that step"),
-    ],
-)
-def test_what_a_build_made_instead_is_named(bare: App, script: str, said: str) -> None:
-    bare.commit({"deploy.ini": WEB, "package.json": package(scripts={"build": script}), "public/robots.txt": ""})
-    done = bare.deploy(expect=10)
-    assert "step build failed: npm run build succeeded but did not make static/dist" in done.result["message"]
-    assert said in done.result["message"]
-
-
 def test_a_package_without_dependencies_needs_no_node_modules(bare: App) -> None:
     lock = json.dumps({"name": "x", "lockfileVersion": 3, "packages": {"": {"name": "x"}}})
     bare.commit({"deploy.ini": WEB, "package.json": package(), "package-lock.json": lock})

@@ -97,6 +97,14 @@ def test_the_outcomes_are_those_of_the_program(monkeypatch: pytest.MonkeyPatch) 
     assert generated(README, "outcomes").splitlines() == table
 
 
+def test_every_recipe_with_lines_is_run_by_a_test() -> None:
+    page = (REPOSITORY / "docs/recipes.md").read_text()
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    titles = {section.partition("\n")[0] for section in sections if "```ini" in section}
+    tests = "".join(path.read_text() for path in (REPOSITORY / "tests/shapes").glob("test_*.py"))
+    assert {*re.findall(r'recipe\("([^"]+)"\)', tests)} == titles
+
+
 def test_every_bar_that_is_not_met_is_explained() -> None:
     page = REPOSITORY / "docs/benchmarks.md"
     tables = generated(page, "./dev bench")

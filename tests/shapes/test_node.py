@@ -76,7 +76,10 @@ def member(name: str, **about: object) -> Files:
 SITE = "const fs = require('fs'); fs.mkdirSync('dist', {recursive: true}); fs.writeFileSync('dist/app', require('lib'))"
 
 
-@pytest.mark.parametrize("manager", ["npm", "pnpm"])
+WORKSPACES = {"npm": recipe("npm workspaces"), "pnpm": recipe("pnpm workspaces")}
+
+
+@pytest.mark.parametrize("manager", [*WORKSPACES])
 def test_workspaces(app: Shaped, manager: str) -> None:
     version = "*" if manager == "npm" else "workspace:*"
     files = {"package.json": package(workspaces=["packages/*"]), "pnpm-workspace.yaml": "packages: ['packages/*']\n"}
@@ -86,7 +89,7 @@ def test_workspaces(app: Shaped, manager: str) -> None:
         "packages/lib/index.js": "module.exports = 'first'\n",
         "docs/index.md": "",
     }
-    files |= {"deploy.ini": recipe(f"{manager} workspaces"), ".gitignore": IGNORED}
+    files |= {"deploy.ini": WORKSPACES[manager], ".gitignore": IGNORED}
     app.change({**files}, MANAGERS[manager][1])
     assert app.text("packages/site/dist/app") == "first"
     app.change({"packages/lib/index.js": "module.exports = 'second'\n"})
@@ -129,8 +132,32 @@ def test_tailwind(app: Shaped) -> None:
     assert "underline" in app.text("static/css/app.css")
 
 
-def test_what_a_build_made_instead_is_named(app: Shaped) -> None:
-    app.commit({"package.json": package(scripts={"build": "true"})})
-    said = app.deploy(expect=10).result["message"]
-    assert "npm run build succeeded but did not make static/dist, which [step build] provides, and nothing else" in said
-    assert "an empty run = in deploy.ini removes that step" in said
+def test_no_steps_at_all(app: Shaped) -> None:
+    assert app.change({"index.html": "one", "deploy.ini": recipe("No steps at all")}).result["steps"] == []
+    app.change({"index.html": "two"})
+    assert app.text("index.html") == "two"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("mkdir -p dist/assets .cache && touch dist/index.html .cache/x", "it made dist/: write provides = dist under"),
+        ("mkdir -p public && touch public/app.css", "it made public/app.css: write provides = public/app.css under"),
+        ("true", "and nothing else: an empty run = in deploy.ini removes that step"),
+    ],
+)
+def test_what_a_build_made_instead_is_named(app: Shaped, script: str, said: str) -> None:
+    app.commit({"package.json": package(scripts={"build": script}), "public/robots.txt": ""})
+    message = app.deploy(expect=10).result["message"]
+    assert "step build failed: npm run build succeeded but did not make static/dist" in message
+    assert said in message
+
+
+def test_packages_are_installed_and_built_in_their_folder(app: Shaped) -> None:
+    tarballs(app.origin / "web/vendor")
+    app.change(
+        {**shop("1.0.0", folder="web/"), **sources("first", "web/")}, "npm install --prefix web --package-lock-only"
+    )
+    assert app.text("web/static/dist/app.css") == "first\n1.0.0"
+    assert app.change({"web/assets/app.css": "second\n"}).ran() == ["build"]
+    assert app.text("web/static/dist/app.css") == "second\n1.0.0"

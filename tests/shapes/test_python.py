@@ -144,11 +144,14 @@ WORKSPACE = '[tool.uv.workspace]\nmembers = ["libs/*"]\n'
 SOURCES = "[tool.uv.sources]\nx = {workspace = true}\n"
 
 
-def test_packages_in_the_repository_with_uv(app: Shaped) -> None:
-    files = {"pyproject.toml": project('"x"', WORKSPACE + SOURCES), **toolbox.library("x", "first")}
-    app.change({**files}, "uv lock -q")
+@pytest.mark.parametrize("folder", ["", "backend/"])
+def test_packages_in_the_repository_with_uv(app: Shaped, folder: str) -> None:
+    files = {f"{folder}pyproject.toml": project('"x"', WORKSPACE + SOURCES)}
+    files |= toolbox.library("x", "first", folder=f"{folder}libs")
+    app.change({**files}, f"uv lock -q --directory ./{folder}")
     assert app.says("x") == "first"
-    app.change(toolbox.module("x", "second"))
+    assert not (app.current / "backend/.venv").exists()
+    app.change(toolbox.module("x", "second", folder=f"{folder}libs"))
     assert app.says("x") == "second"
 
 
