@@ -35,7 +35,7 @@ def shop(
 ) -> Files:
     """package.json of an application with one package and a build."""
     depends = {"alpha": f"file:vendor/alpha-{version}.tgz"}
-    return {f"{folder}package.json": package(scripts={"build": build}, devDependencies=depends, **more)}
+    return {f"{folder}package.json": package(**{"scripts": {"build": build}, "devDependencies": depends, **more})}
 
 
 def sources(says: str, folder: str = "") -> Files:

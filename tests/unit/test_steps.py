@@ -298,3 +298,12 @@ def test_the_programs_that_a_run_line_names(line: str, names: list[str]) -> None
     provides = "\nprovides = .venv" if "poetry" in line else ""
     (step,) = (s for s in config.parse(f"[step x]\nrun = {line}{provides}\n", "").steps if s.name == "x")
     assert tools.named_by(step) == [".env", "roles", *names]
+
+
+@pytest.mark.parametrize(
+    ("line", "syncs"),
+    [("poetry sync --only main", True), ("uv sync --locked", True), ("pip-sync", True), ("pip install -r r.txt", False),
+     ("pipenv sync", False), ("pdm sync --prod", False), ("poetry install", False)],
+)  # fmt: skip
+def test_only_what_removes_the_rest_begins_with_a_copy(line: str, syncs: bool) -> None:
+    assert config.Step("x", run=tuple(line.split())).syncs == syncs
