@@ -132,6 +132,7 @@ def test_one_that_drops_connections_is_tried_again_and_then_failed(runner: Runne
     assert (pushed.code, pushed.result["outcome"]) == (10, "failed")
     assert pushed.result["message"].startswith("the machine answers but ssh does not: ")
     assert "::error title=web%3A failed::the machine answers but ssh does not: " in pushed.log
+    assert "127.0.0.1" not in pushed.log, "the address is a secret"
 
 
 @pytest.mark.parametrize(("says", "seconds"), [(b"", "1"), (BANNER, "2")], ids=["nothing", "its banner and no more"])

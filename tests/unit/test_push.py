@@ -73,6 +73,27 @@ def test_classification(evidence: Evidence, kind: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "ssh: connect to host 10.0.0.5 port 22: Connection refused",
+            "ssh: connect to host X_HOST: Connection refused",
+        ),
+        ("Connection closed by 10.0.0.5 port 22", "Connection closed by X_HOST"),
+        ("Connection closed by 10.9.9.9 port 22", "Connection closed by X_HOST"),
+        ("Connection closed by authenticating user deploy fe80::1%eth0 port 22", "Connection closed by X_HOST"),
+        ("Received disconnect from 10.0.0.5 port 22:2: too many", "Received disconnect from X_HOST:2: too many"),
+        ("deploy@10.0.0.5: Permission denied (publickey).", "X_HOST: Permission denied (publickey)."),
+        ("Timeout, server 10.0.0.5 not responding.", "Timeout, server X_HOST not responding."),
+        ("Connection to 10.0.0.5 closed by remote host.", "Connection to X_HOST closed by remote host."),
+        ("10.0.0.55 and 110.0.0.5", "10.0.0.55 and 110.0.0.5"),
+    ],
+)
+def test_the_address_of_a_machine_is_not_passed_on(said: str, told: str) -> None:
+    assert push_deploy.discreet(said, "10.0.0.5", "X_HOST") == told
+
+
+@pytest.mark.parametrize(
     ("host", "expected"),
     [
         ("h", ("h", "22")),
