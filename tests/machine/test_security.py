@@ -309,7 +309,7 @@ for descriptor in (0, 1, 2, open("/dev/tty")):
         except OSError:
             pass
 """
-SHELL_OF_ROOT = "script -qec '%s; timeout 2 head -n 1 > /root/typed' /dev/null < /dev/null"
+SHELL_OF_ROOT = "sleep 6 | script -qec '%s; timeout --foreground 2 head -n 1 > /root/typed; true' /dev/null"
 
 
 @pytest.mark.parametrize("suite", ["bullseye", "bookworm", "trixie"])
