@@ -22,6 +22,7 @@ import setup_ground as ground
 
 SSHD = "/usr/sbin/sshd"
 NGINX = Path("/etc/nginx")
+ENVIRONMENT = Path("/etc/environment")
 # Beside these, nginx opens files as the user it serves with.
 OPENED_BY_ROOT = r"include|load_module|\w+_log|pid|lock_file|ssl_\w+|\w+_temp_path|\w+_cache_path|(?:perl|lua|js)_\w+"
 NO_SHELLS = {"nologin", "false", "true", "sync", "git-shell"}
@@ -179,7 +180,7 @@ def file_systems(root: Path) -> Iterator[str]:
 
 def proxy(repo: str, env_file: Path) -> Iterator[str]:
     """A proxy that this machine's people use, and deploys do not know of."""
-    texts = [ground.read_text(Path("/etc/environment")) or "", *(f"{key}={value}" for key, value in os.environ.items())]
+    texts = [ground.read_text(ENVIRONMENT) or "", *(f"{key}={value}" for key, value in os.environ.items())]
     found = re.search(r"(?im)^\s*(?:export\s+)?https?_proxy=[\"']?([^\s\"']+)", "\n".join(texts))
     known = re.search(r"(?im)^\s*https?_proxy=", ground.read_text(env_file) or "")
     if repo.startswith("https://") and found and not known:

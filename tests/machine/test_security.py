@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from lab.host import REPOSITORY
 from lab.machine import Machine
 from lab.world import World
 
@@ -424,6 +425,18 @@ def test_a_secret_is_seen_by_its_users_only(world: World) -> None:
     seen.append(frontend.out("cat /srv/app/state/*.json*; systemctl show '*'"))
     seen.append(frontend.out("cat /srv/app/current/.release.json /srv/app/envs/*/.complete; ls -R /tmp /run"))
     assert [text for text in seen if "tell-nobody" in text] == []
+
+
+def test_the_documented_look_at_the_journal_believes_no_other_user(world: World) -> None:
+    frontend = world.boot("frontend")
+    forged = r"printf 'MESSAGE=forged\nSYSLOG_IDENTIFIER=deploy-machine\nDEPLOY_OUTCOME=deployed\n' | logger --journald"
+    frontend.sh(forged, user="app")
+    frontend.sh("journalctl --sync")
+    assert "forged" in frontend.out("journalctl -t deploy-machine DEPLOY_OUTCOME=deployed")
+    found = re.search(r"`(journalctl _UID=.*) DEPLOY_OUTCOME=rolled_back`", (REPOSITORY / "README.md").read_text())
+    assert found
+    entries = frontend.out(f"{found[1]} DEPLOY_OUTCOME=deployed -o cat")
+    assert entries and "forged" not in entries
 
 
 def test_app_cannot_reach_code_or_keys(world: World) -> None:

@@ -76,6 +76,20 @@ def test_what_nginx_opens_as_root(line: str, opened: list[str]) -> None:
     assert list(setup_looks.opened_by_root(line)) == opened
 
 
+def test_a_proxy_of_which_deploys_do_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(setup_looks, "ENVIRONMENT", tmp_path / "environment")
+    env = tmp_path / ".env"
+    assert list(setup_looks.proxy("https://h/a.git", env)) == []
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+    (line,) = setup_looks.proxy("https://h/a.git", env)
+    assert line.endswith(f"write HTTPS_PROXY=http://USER:PASSWORD@proxy:3128 into {env}")
+    assert list(setup_looks.proxy("git@h:a.git", env)) == []
+    env.write_text("HTTPS_PROXY=http://proxy:3128\n")
+    assert list(setup_looks.proxy("https://h/a.git", env)) == []
+
+
 def test_patterns_of_sshd() -> None:
     assert setup_looks.is_named({"deploy"}, ["admin", "dep*@10.0.0.0/8"])
     assert not setup_looks.is_named({"deploy"}, ["admin", "*", "!deploy"])
