@@ -315,7 +315,7 @@ SHELL_OF_ROOT = "sleep 6 | script -qec '%s; timeout --foreground 2 head -n 1 > /
 
 @pytest.mark.parametrize("suite", ["bullseye", "bookworm", "trixie"])
 def test_a_program_of_deploys_cannot_type_into_roots_terminal(bare: World, suite: str) -> None:
-    """By the documented call from root's shell. Without what setup writes, Debian 11's and 12's sudo would let it."""
+    """By the documented call from root's shell. Without what setup writes, Debian 11's sudo would let it."""
     machine = bare.machine("third", suite)
     bare.boot("third")
     assert bare.set_up("third", roles=["scheduler"]).returncode == 0
