@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,11 +23,18 @@ from deployer import (
     migrations,
     mirror,
     releases,
+    run,
     slots,
     switching,
+    tools,
 )
 
 Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
+MESSAGE_WIDTH, MANY_WARNINGS = 1500, 5  # characters of a message or warning
+RESULT_BYTES = 16_000  # of a result as JSON
+WEBHOOK_TIMEOUT = 15.0  # seconds for all of it, however slowly it answers
+# what chat programs take for a mention or a link, which a machine's message must not make
+CHAT = {"<": "\u2039", ">": "\u203a", "@": "\uff20", "](": "] (", "://": ": //"}
 Story = Callable[[memory.Progress], memory.Outcome]
 
 
@@ -56,6 +64,7 @@ def begin(request: memory.Request) -> memory.Progress:
     if machine.owns_services:
         log.use_journal()
     log.tag(DEPLOY_TRIGGER=request.trigger)
+    run.OWN.update(tools.proxies(machine))
     current = releases.current(machine)
     return memory.Progress(request, current.commit if current else None)
 
@@ -82,8 +91,12 @@ def under_lock(request: memory.Request, story: Story, quiet: bool = False) -> Re
             memory.clear_running(request.machine)
             return result
     except errors.Busy as error:
-        log.error(f"busy: {error}")
-        return result_of(progress, memory.Outcome("busy", str(error)))
+        result = result_of(progress, memory.Outcome("busy", str(error)))
+        if request.is_boot:  # whoever else was told, this boot has left no trace
+            report(progress, result)
+        else:
+            log.error(f"busy: {error}")
+        return result
 
 
 def clean_up(progress: memory.Progress) -> None:
@@ -184,12 +197,22 @@ def result_of(progress: memory.Progress, outcome: memory.Outcome) -> Result:
         "steps": progress.steps,
         "services": list(outcome.services),
         "healthy": outcome.healthy,
-        "message": log.printable(" ".join(outcome.message.split())),
+        "message": run.clipped(log.printable(" ".join(outcome.message.split())), MESSAGE_WIDTH),
         "timings": progress.timings(),
     }
-    result |= {"detail": log.printable(outcome.detail)} if outcome.detail else {}
-    warnings = [*progress.warnings, *(outcome.warnings or ())]
-    return {**result, "warnings": [log.printable(warning) for warning in warnings]} if warnings else result
+    result |= {"detail": run.tail(log.printable(outcome.detail))} if outcome.detail else {}
+    warnings = dict.fromkeys([*progress.warnings, *(outcome.warnings or ())])
+    told_of = [run.clipped(log.printable(warning), MESSAGE_WIDTH) for warning in [*warnings][:MANY_WARNINGS]]
+    return bounded({**result, "warnings": told_of} if told_of else result)
+
+
+def bounded(result: dict[str, Any]) -> dict[str, Any]:
+    """A result that is as large as one may be (push and report pass on many of them): what is long is cut."""
+    while len(json.dumps(result)) > RESULT_BYTES and result.get("detail"):
+        result["detail"] = result["detail"].partition("\n")[2]
+    for step in result["steps"] if len(json.dumps(result)) > RESULT_BYTES else ():
+        step["why"] = run.clipped(step["why"], 60)
+    return result
 
 
 def report(progress: memory.Progress, result: Result) -> None:
@@ -203,38 +226,64 @@ def report(progress: memory.Progress, result: Result) -> None:
     log.progress(text)
 
 
-def tell_team(machine: host.Machine, result: Result) -> None:
+def tell_team(machine: host.Machine, result: Result, also_unchanged: bool = False) -> None:
     """Post what a boot did to DEPLOY_WEBHOOK_URL of shared/.env; pushes are reported by their workflow.
 
     The services run by now, and whatever becomes of the message, the boot's outcome stands.
+    also_unchanged: something else was told before, and is over.
     """
-    if result["outcome"] not in ("unchanged", "superseded"):
+    if result["outcome"] != "unchanged" or also_unchanged:
         post(machine, boot_message(machine, result), [result])
 
 
+def tell_usage_error(request: memory.Request, error: errors.UsageError) -> None:
+    """A boot that ends with a usage error (no such branch, say) is read by nobody: keep and tell it as a result."""
+    progress = begin(request)
+    result = result_of(progress, memory.Outcome("failed", str(error), error.detail))
+    memory.record(request.machine, result)
+    tell_team(request.machine, result)
+
+
 def post(machine: host.Machine, text: str, results: list[Result]) -> None:
-    """Tell the webhook, if there is one."""
+    """Tell the webhook, if there is one; nobody waits for it longer than WEBHOOK_TIMEOUT."""
+    sender = run.Background(lambda: send(machine, text, results))
+    sender.join(WEBHOOK_TIMEOUT)
+    if sender.is_alive():
+        log.warning(f"the webhook could not be told: it did not end within {WEBHOOK_TIMEOUT:g} s")
+
+
+def send(machine: host.Machine, text: str, results: list[Result]) -> None:
     import http.client  # noqa: PLC0415
     import urllib.request  # noqa: PLC0415
 
     try:
-        variables = files.parse_variables((machine.shared / ".env").read_text(encoding="utf-8", errors="replace"))
+        variables = files.parse_variables(tools.read_env(machine))
         url = variables.get("DEPLOY_WEBHOOK_URL", "")
         if not url:
             return
-        body = json.dumps({"text": text, "results": results}).encode()
+        os.environ.update(tools.proxies(machine))  # as urllib looks for them there
+        body = json.dumps({"text": without_markup(text), "results": results}).encode()
         headers = {"Content-Type": "application/json", "User-Agent": f"deploy-machine/{VERSION}"}
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10):
             log.info("the webhook was told")
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, errors.DeployError, http.client.HTTPException) as error:
         # the address is a secret: it must not get into the log with the error
         log.warning(f"the webhook could not be told: {type(error).__name__}")
+
+
+def without_markup(text: str) -> str:
+    """A message in which a chat program finds nobody to call and nothing to click on."""
+    for mark, harmless in CHAT.items():
+        text = text.replace(mark, harmless)
+    return text
 
 
 def boot_message(machine: host.Machine, result: Result) -> str:
     """`frontend caught up: 3f2a1b8c to 9c8d7e6f, 12 commits behind, 8 s`, or what went wrong."""
     if result["outcome"] != "deployed":
         when = "at boot" if result["trigger"] == "boot" else "in its probation"
+        if result["outcome"] == "unchanged":
+            when += ", and the repository answers again"
         return f"{machine.name}: {result['outcome']} {when}: {result['message']}"
     behind = mirror.Mirror(machine.mirror, machine.repo, "").count(result["previous"], result["commit"])
     commits = f", {behind} commit{'s' if behind != 1 else ''} behind" if result["previous"] else ""

@@ -119,7 +119,14 @@ def room(name: str) -> Any:
 def request_of(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
     """What was asked for. Raises UsageError."""
     host, given = room("host"), options
-    machine = host.load(host.find_root(given.root), given.role, given.repo, given.branch, given.fetch_timeout)
+    root = host.find_root(given.root)
+    try:
+        machine = host.load(root, given.role, given.repo, given.branch, given.fetch_timeout)
+    except errors.UsageError as error:
+        if given.trigger == "boot":  # nobody reads what a boot says: keep and tell it as far as that is possible
+            bare = host.bare(root)
+            room("attempt").tell_usage_error(room("memory").Request(bare, "deploy", "boot", ()), error)
+        raise
     baton = room("handover").read_baton(given.baton) if given.baton else None
     return room("memory").Request(
         machine=machine,

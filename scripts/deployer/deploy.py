@@ -27,26 +27,39 @@ from deployer import (
     watch,
 )
 
+TELL_UNREACHABLE = 120.0  # seconds after which a boot tells that it cannot reach the repository: networks come late
+
 
 def deploy(request: memory.Request) -> attempt.Result:
     """Bring the machine to the commit that is wanted; return the result.
 
     At boot, while only the repository is out of reach, it goes on trying in the background.
     """
-    pause, again = 5.0, False
     with attempt.boot_time_limit(request):
-        while True:
-            result = attempt.under_lock(request, bring_to_target, quiet=again)
-            log.ready()
-            if not request.is_boot:
-                return result
-            if result["outcome"] != "unreachable":
-                attempt.tell_team(request.machine, result)
-                return result
-            log.info(f"trying again in {pause:g} s; a push or `systemctl restart deploy-on-startup` does it at once")
-            log.progress(f"{result['message']}; trying again in {pause:g} s")
-            time.sleep(pause)
-            request, pause, again = request._replace(baton=None), min(pause * 1.5, 30.0), True
+        if not request.is_boot:
+            return attempt.under_lock(request, bring_to_target)
+        try:
+            return deploy_at_boot(request)
+        except errors.UsageError as error:
+            attempt.tell_usage_error(request, error)
+            raise
+
+
+def deploy_at_boot(request: memory.Request) -> attempt.Result:
+    began, pause, again, is_told = time.monotonic(), 5.0, False, False
+    while True:
+        result = attempt.under_lock(request, bring_to_target, quiet=again)
+        log.ready()
+        if result["outcome"] != "unreachable":
+            attempt.tell_team(request.machine, result, also_unchanged=is_told)
+            return result
+        if not is_told and time.monotonic() - began >= TELL_UNREACHABLE:
+            attempt.tell_team(request.machine, result)
+            is_told = True
+        log.info(f"trying again in {pause:g} s; a push or `systemctl restart deploy-on-startup` does it at once")
+        log.progress(f"{result['message']}; trying again in {pause:g} s")
+        time.sleep(pause)
+        request, pause, again = request._replace(baton=None), min(pause * 1.5, 30.0), True
 
 
 def bring_to_target(progress: memory.Progress) -> memory.Outcome:

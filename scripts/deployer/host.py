@@ -82,6 +82,9 @@ def load(
         own = read_machine_ini(path) if path.exists() else {}
         section = {**MACHINE_INI, **own}
         branch = branch or section["branch"]
+        if roles and own.get("roles") and {*roles} != {*own["roles"].split()}:  # its units are not those of other roles
+            differ = f"roles = {own['roles']} here, --role {' --role '.join(roles)} was asked for"
+            raise errors.UsageError(f"{differ}: run setup_machine.py for another role, or ask (in cd.yml) for these")
         if section["verify"] not in ("", "signatures"):  # anything else must not be taken for "no"
             raise errors.UsageError(f"verify = {section['verify']}: the only way to verify is `signatures`")
         return Machine(
@@ -95,6 +98,12 @@ def load(
             verify=bool(section["verify"]),
             owns_services=bool(own),
         )
+
+
+def bare(root: Path) -> Machine:
+    """A machine of which no more is known than where it is, as its machine.ini cannot be read."""
+    name = socket.gethostname().partition(".")[0]
+    return Machine(root, name, (), "", "", FETCH_TIMEOUT, BOOT_TIMEOUT, verify=True, owns_services=True)
 
 
 def read_machine_ini(path: Path) -> dict[str, str]:

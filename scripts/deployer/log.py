@@ -17,7 +17,10 @@ from collections.abc import Mapping
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6  # syslog's priorities
 COLOURS: Mapping[int, str] = {ERROR: "\033[31m", WARNING: "\033[33m", NOTICE: "\033[1m"}
 STALL_TIMEOUT = 10.0  # seconds that a reader of the log (a stalled ssh session) may hold a deploy up, once
-CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+CONTROL = re.compile(
+    r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f"
+    r"\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"  # what turns the order of letters, or is not seen
+)
 
 
 class Sinks:
@@ -97,7 +100,7 @@ def nobody_listens() -> bool:
 
 def printable(text: str) -> str:
     """Text from elsewhere (a file's name, a step's output) without what steers a terminal; colours stay."""
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def shorten(text: str, limit: int = 120) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -77,6 +78,16 @@ def read_env(machine: host.Machine) -> str:
     except OSError as error:
         owner = f"chown {host.owner_of(machine.root)} {path}" if isinstance(error, PermissionError) else "mend it"
         raise errors.DeployError(f"{path} cannot be read: {error.strerror}; {owner}") from None
+
+
+def proxies(machine: host.Machine) -> dict[str, str]:
+    """The variables of shared/.env that say how the network is reached: git and the webhook need them, too."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+    with contextlib.suppress(errors.DeployError):  # which is told where .env itself is needed
+        return {
+            name: value for name, value in files.parse_variables(read_env(machine)).items() if name.upper() in names
+        }
+    return {}
 
 
 def digest(text: str) -> str:

@@ -1,0 +1,184 @@
+"""Everybody is told: each ending of a boot but `unchanged` reaches history, status and the webhook, in time."""
+
+from __future__ import annotations
+
+import fcntl
+import http.server
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from small_app import DEPLOY_INI, App
+
+
+class Webhook:
+    """A real server that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        told = self.told
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def texts(self) -> list[str]:
+        return [message["text"] for message in self.told]
+
+
+@pytest.fixture
+def webhook(app: App) -> Iterator[Webhook]:
+    found = Webhook()
+    app.deploy()
+    (app.root / "shared/.env").write_text(f"DEPLOY_WEBHOOK_URL=http://127.0.0.1:{found.server.server_port}/x\n")
+    app.deploy()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+BOOT = ("deploy", "--trigger", "boot")
+
+
+def last(app: App) -> dict[str, Any]:
+    status = app.run("status").result
+    assert status["interrupted"] is False
+    assert status["attempts"][-1] == status["last"]
+    return dict(status["last"])
+
+
+def test_a_boot_whose_branch_is_gone(app: App, webhook: Webhook) -> None:
+    app.git("branch", "-m", "main", "trunk")
+    done = app.run(*BOOT)
+    assert (done.code, done.result) == (2, {})
+    assert (last(app)["outcome"], last(app)["trigger"]) == ("failed", "boot")
+    assert "has no branch 'main'" in last(app)["message"]
+    assert len(webhook.told) == 1
+    assert "has no branch 'main'" in webhook.texts()[0]
+
+
+def test_a_boot_whose_machine_ini_is_broken(app: App, webhook: Webhook) -> None:
+    (app.root / "machine.ini").write_text("[machine]\nverify = maybe\n")
+    assert app.run(*BOOT).code == 2
+    assert "verify = maybe" in webhook.texts()[0]
+    (app.root / "machine.ini").unlink()
+    assert "verify = maybe" in last(app)["message"]
+
+
+def test_a_boot_that_finds_another_deploy_in_the_way(app: App, webhook: Webhook) -> None:
+    with open(app.root / "state/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert app.run(*BOOT, "--lock-timeout", "0.3").code == 75
+    assert last(app)["outcome"] == "busy"
+    assert "busy at boot" in webhook.texts()[0]
+
+
+def test_a_repository_out_of_reach_is_told_once_and_when_that_is_over(app: App, webhook: Webhook) -> None:
+    app.origin.rename(app.origin.with_name("away"))
+    patch = f"""
+        import time
+        tries = []
+        def sleep(seconds, real=time.sleep):
+            if seconds >= 5:
+                tries.append(seconds)
+                if len(tries) == 3:
+                    os.rename({str(app.origin.with_name("away"))!r}, {str(app.origin)!r})
+                seconds = 0
+            real(seconds)
+        time.sleep = sleep
+        deploy.TELL_UNREACHABLE = 0
+    """
+    done = app.run(*BOOT, "--fetch-timeout", "1", patch=patch)
+    assert done.result["outcome"] == "unchanged", done.log
+    first, second = webhook.texts()
+    assert "unreachable at boot" in first
+    assert "the repository answers again" in second
+
+
+@pytest.mark.parametrize("how", ["drips", "never answers"])
+def test_a_webhook_that_takes_its_time_is_not_waited_for(app: App, how: str) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(20)
+    is_over = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        while not is_over.wait(0.2):
+            if how == "drips":
+                connection.sendall(b"x")
+        connection.close()
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/secret"
+        app.deploy()
+        app.commit({"code.py": "2"})
+        (app.root / "shared/.env").write_text(f"DEPLOY_WEBHOOK_URL={address}\n")
+        began = time.monotonic()
+        done = app.run(*BOOT, patch="attempt.WEBHOOK_TIMEOUT = 2.0")
+        assert done.result["outcome"] == "deployed"
+        assert time.monotonic() - began < 9
+        assert "the webhook could not be told: it did not end within 2 s" in done.log
+        assert "secret" not in done.log
+    finally:
+        is_over.set()
+        thread.join()
+        listener.close()
+
+
+def test_what_a_message_says_calls_nobody_in_a_chat(app: App, webhook: Webhook) -> None:
+    step = "[step x]\nrun = sh -c 'echo \"Error: <!channel> @here <https://evil.example|sign in> [a](b)\"; exit 1'\n"
+    app.commit({"deploy.ini": DEPLOY_INI + step})
+    assert app.run(*BOOT).code == 10
+    text = webhook.texts()[0]
+    assert "sign in" in text
+    assert not [mark for mark in ("<", ">", "@", "://", "](") if mark in text]
+
+
+def test_a_result_is_bounded_where_it_is_made(app: App) -> None:
+    step = (
+        "[step x]\nrun = sh -c 'for i in $(seq 60); do head -c 2500 /dev/zero | tr \"\\\\0\" y; echo; done; exit 1'\n"
+    )
+    app.commit({"deploy.ini": DEPLOY_INI + step})
+    result = app.deploy(expect=10).result
+    lines = result["detail"].splitlines()
+    assert 1 < len(lines) <= 20
+    assert max(map(len, lines)) <= 300
+    assert len(json.dumps(result)) <= 16_000
+    wide = "[step x]\nrun = python3 -c \"print('\\U0001f600' * 9000); print('last'); exit(1)\"\n"
+    app.commit({"deploy.ini": DEPLOY_INI + wide.replace("9000)", "290 + chr(10)) * 20")})
+    result = app.deploy(expect=10).result
+    assert len(json.dumps(result)) <= 16_000
+    assert json.loads(json.dumps(result))["message"]
+
+
+def test_letters_that_turn_others_round_are_shown_as_what_they_are(app: App) -> None:
+    app.commit(
+        {"deploy.ini": DEPLOY_INI + "[step x]\nrun = printf 'Error: a\\342\\200\\256b\\342\\201\\246c'; exit 1\n"}
+    )
+    done = app.run("deploy")
+    assert "a\\u202eb\\u2066c" in done.log
+    assert not [char for char in done.log if char in "\u202e\u2066"]
+
+
+def test_roles_that_are_not_those_of_the_machine_are_a_usage_error(app: App) -> None:
+    app.deploy()
+    (app.root / "machine.ini").write_text("[machine]\nname = one\nroles = worker\n")
+    done = app.run("deploy")  # it asks for --role web
+    assert done.code == 2
+    assert "roles = worker here, --role web was asked for: run setup_machine.py" in done.log
