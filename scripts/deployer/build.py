@@ -229,7 +229,7 @@ def take_away(release: releases.Release, step: config.Step, kept: Path) -> str:
         return releases.NOTE
     for path in step.provides:
         (kept / path).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(release.path / path, kept / path)
+        files.move(release.path / path, kept / path)
     releases.link_kept(release, step, kept)
     venvs = [path for path in step.provides if (kept / path / "pyvenv.cfg").exists()]
     for path in venvs:

@@ -104,6 +104,27 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
+def move(source: Path, target: Path) -> None:
+    """Move a file, link or tree; to another file system it is copied, links of files among each other included."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        run.command(["cp", "-a", "--", str(source), str(target)], timeout=3600)
+        remove(source)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; on another file system, a copy. Raises FileExistsError."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
 @contextlib.contextmanager
 def removed_on_failure(path: Path) -> Iterator[Path]:
     """Leave nothing of a directory whose making did not succeed, whatever the reason."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -9,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deployer import config, files, host, shapes
+from deployer import config, errors, files, host, log, shapes
 
 MARK = ".release.json"  # of a release, written last
 KEPT_MARK = ".complete"  # of a kept tree, written last
+LEFT = ".left-"  # before the name of what could not be removed
 NAME_TIME, NAME_PATTERN = "%Y%m%dT%H%M%SZ", r"\d{8}T\d{6}Z"
 
 
@@ -73,8 +75,13 @@ def current(machine: host.Machine) -> Release | None:
 
 def all_of(machine: host.Machine) -> list[Release]:
     """The complete ones, oldest first."""
-    found = [Release(path) for path in sorted(machine.releases.glob("[!.]*"))]
+    found = [Release(path) for path in sorted(machine.releases.glob("[!.]*")) if is_own_name(path.name)]
     return [release for release in found if release.is_complete]
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a release could have that name: a copy that a person made is not ours, neither to count nor to remove."""
+    return bool(re.fullmatch(NAME_PATTERN + "-[0-9a-f]{12}", name))
 
 
 def good_before(machine: host.Machine, release: Release | None) -> Release | None:
@@ -110,6 +117,8 @@ def make_current(machine: host.Machine, release: Release) -> None:
     """Make the release the current one: everything on disk first, then one rename."""
     # without this a power cut right after the rename could leave empty files behind a valid link
     files.sync_all(machine.root)
+    if release.path.stat().st_dev != machine.root.stat().st_dev:
+        files.sync_all(release.path)
     files.replace_link(machine.current, f"releases/{release.name}")
 
 
@@ -174,7 +183,8 @@ def lead(place: Path, to: Path) -> None:
     """Put a relative link there, instead of whatever is there."""
     files.remove(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    os.symlink(os.path.relpath(to, place.parent), place)
+    # releases/ or envs/ may themselves be links, to another file system
+    os.symlink(os.path.relpath(Path(os.path.realpath(to.parent), to.name), os.path.realpath(place.parent)), place)
 
 
 # --- removal
@@ -182,20 +192,38 @@ def lead(place: Path, to: Path) -> None:
 
 def discard(path: Path) -> None:
     """Remove a release or a kept tree, its mark first: half-removed, it must not look complete."""
-    for mark in (MARK, KEPT_MARK):
-        (path / mark).unlink(missing_ok=True)
-    files.remove(path)
+    try:
+        for mark in (MARK, KEPT_MARK):
+            (path / mark).unlink(missing_ok=True)
+    except PermissionError as error:  # it stays as it is
+        log.warning(f"{path} cannot be removed: {error.strerror}; as root: rm -rf {path}")
+        return
+    remove_or_leave(path)
+
+
+def remove_or_leave(path: Path) -> None:
+    """Remove it; what cannot be removed (it holds files of root, say) is put aside and told once: it is in no way."""
+    try:
+        files.remove(path)
+    except (OSError, errors.DeployError) as error:
+        if path.name.startswith(LEFT):
+            return
+        aside = path.with_name(LEFT + path.name)
+        with contextlib.suppress(OSError):
+            os.rename(path, aside)
+        log.warning(f"{path} cannot be removed ({error}); as root: rm -rf {aside if aside.exists() else path}")
 
 
 def remove_incomplete(machine: host.Machine) -> None:
     """Remove what no run owns. Under the lock only: then nothing is being made now."""
     serving = os.path.basename(os.readlink(machine.current)) if machine.current.is_symlink() else ""
     for path in machine.releases.iterdir():
-        if path.name != serving and not Release(path).is_good:  # never switched to, or given up
-            files.remove(path)
+        is_ours = is_own_name(path.name) or path.name.startswith(".")
+        if is_ours and path.name != serving and not Release(path).is_good:  # never switched to, or given up
+            remove_or_leave(path)
     for path in machine.kept.iterdir():
         if not files.read_json(path / KEPT_MARK):
-            files.remove(path)
+            remove_or_leave(path)
     for directory in (machine.root, machine.state, machine.script.parent):
         for path in directory.glob(".*.tmp-*"):
             files.remove(path)

@@ -244,10 +244,11 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 def leftovers(mark: str) -> dict[int, str]:
     """What a deploy left running, pid -> name: all processes whose environment carries its mark as DEPLOY_RUN."""
     marker, found = f"DEPLOY_RUN={mark}".encode(), {}
-    for path in Path("/proc").glob("[0-9]*/environ") if mark else ():
+    for name in os.listdir("/proc") if mark else ():  # a glob would fail of a process that ends meanwhile
         with contextlib.suppress(OSError):
-            if int(path.parent.name) != os.getpid() and marker in path.read_bytes().split(b"\0"):
-                found[int(path.parent.name)] = (path.parent / "comm").read_text().strip()
+            if name.isdigit() and int(name) != os.getpid():
+                if marker in Path("/proc", name, "environ").read_bytes().split(b"\0"):
+                    found[int(name)] = Path("/proc", name, "comm").read_text().strip()
     return found
 
 

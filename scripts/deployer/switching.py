@@ -8,7 +8,21 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployer import config, draining, errors, health, host, log, memory, releases, replacing, run, services, slots
+from deployer import (
+    config,
+    draining,
+    errors,
+    files,
+    health,
+    host,
+    log,
+    memory,
+    releases,
+    replacing,
+    run,
+    services,
+    slots,
+)
 
 Release = releases.Release
 Reports = tuple[dict[str, str], ...]
@@ -243,17 +257,13 @@ def carry_step(left: Release, release: Release, step: config.Step) -> dict[str, 
     carried = {}
     for path in files_below(left.path, step.provides):
         since, new = known.get(path, time.time()), release.path / path
-        if since > oldest and (path in known or not new.exists()) and can_lie(new):
-            carried[path] = since
-            new.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                os.link(left.path / path, new, follow_symlinks=False)
+        if since > oldest and (path in known or not new.exists()):
+            # a file may have come in the place of a folder, or a folder in that of a file: what is new counts
+            with contextlib.suppress(FileExistsError, NotADirectoryError):
+                new.parent.mkdir(parents=True, exist_ok=True)
+                files.link_or_copy(left.path / path, new)
+                carried[path] = since
     return carried
-
-
-def can_lie(place: Path) -> bool:
-    """Whether a file can be put there: a file may have taken the place of a folder above it."""
-    return next(folder for folder in place.parents if os.path.lexists(folder)).is_dir()
 
 
 def files_below(top: Path, folders: Sequence[str]) -> list[str]:
