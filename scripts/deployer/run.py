@@ -260,6 +260,9 @@ def end_leftovers(mark: str, patience: float = 0.0) -> list[str]:
     for pid in found:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 2
+    while found and leftovers(mark) and time.monotonic() < deadline:  # one that reads from a disk dies a little later
+        time.sleep(0.02)
     return sorted(found.values())
 
 
