@@ -27,6 +27,7 @@ from deployer import (
     observe,
     pending,
     releases,
+    run,
     shapes,
     steps,
     tools,
@@ -200,7 +201,7 @@ def run_step(making: Making, decision: steps.Decision) -> Path | None:
     """Run one step in the release; return what now keeps what it provides, or notes that it was done."""
     step, site = decision.step, making.site
     if not decision.fingerprint:
-        migrations.check(site, step, commands.run_step(site, step))
+        migrations.check(site, step, run_alone(site, step))
         check_provided(site, step)
         return None
     free = files.free_bytes(site.machine.root)
@@ -214,6 +215,14 @@ def run_step(making: Making, decision: steps.Decision) -> Path | None:
             kept = note._replace(seen=seen, left=left, use=take_away(site.release, step, path))
         releases.mark_complete(kept, free)
     return path
+
+
+def run_alone(site: commands.Site, step: config.Step) -> list[commands.Note]:
+    """Run a step's command; what it leaves running would go on changing what is kept of it, so it is ended."""
+    notes = commands.run_step(site, step)
+    if left := run.end_leftovers(run.OWN["DEPLOY_RUN"], run.PATIENCE):
+        log.warning(f"  {step.name} left {log.shorten(', '.join(left))} running, which was ended")
+    return notes
 
 
 def check_provided(site: commands.Site, step: config.Step) -> None:
@@ -274,12 +283,12 @@ def observe_step(making: Making, step: config.Step) -> tuple[dict[str, str], lis
     """Run a step; what it was seen to depend on, and what it left in the release without providing it."""
     site, made = making.site, making.made
     if step.migrates:  # the database is asked
-        migrations.check(site, step, commands.run_step(site, step))
+        migrations.check(site, step, run_alone(site, step))
         return {}, []
     provided = {path for other in site.commit.settings.steps for path in other.provides}
     beyond = [folder for path in made for folder in folders_within(site.release.path, path)]
     with observe.Observer(site.release.path, provided | {*site.commit.settings.shared}, beyond) as observer:
-        notes = commands.run_step(site, step)
+        notes = run_alone(site, step)
     migrations.check(site, step, notes)
     migrated = {inputs.MIGRATED: "yes"} if notes else {}
     values = inputs.View(site.commit, made).values(step, observer.seen)

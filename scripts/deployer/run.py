@@ -71,7 +71,7 @@ def command(
 ) -> Completed:
     """Run one command until it ends, in its own session, for at most `timeout` seconds.
 
-    live: print `+ command` and its output line by line as it comes; what it leaves running is ended.
+    live: print `+ command` and its output line by line as it comes.
     shown: how people see the command, if not as it is.
     most: so many bytes of its output are kept; of a live one, or if it is 0, only the end.
     check: raise CommandError unless it ends with 0. It is also raised, whatever `check` says, when the
@@ -95,8 +95,6 @@ def command(
     if check and process.returncode != 0:
         place = f" (in {cwd})" if cwd else ""
         raise errors.CommandError(f"{shown} {ending(process.returncode)}{place}", tail(out + err))
-    if live and (left := end_leftovers(OWN["DEPLOY_RUN"], PATIENCE)):
-        log.warning(f"  {shown} left {log.shorten(', '.join(left))} running, which was ended")
     return Completed(process.returncode, out, err)
 
 

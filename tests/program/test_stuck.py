@@ -143,3 +143,11 @@ def test_a_folder_on_another_file_system(app: App, folder: str) -> None:
             app.commit({"src/a": f"{number}\n"})
             assert app.deploy().result["outcome"] == "deployed"
             assert (app.current / "out/all").read_text() == f"{number}\n"
+
+
+def test_what_a_step_leaves_running_is_told_and_ended(app: App) -> None:
+    step = "[step x]\nrun = sh -c 'sleep 61.7 >/dev/null 2>&1 & sleep 0.3 & echo started'\n"
+    app.commit({"deploy.ini": DEPLOY_INI + step})
+    done = app.deploy()
+    assert "x left sleep running, which was ended" in done.log
+    assert subprocess.run(["pgrep", "-f", "sleep 61.7"], capture_output=True, check=False).returncode == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -57,26 +56,13 @@ def test_output_is_whole_up_to_the_limit() -> None:
     assert len(run.command(child("os.write(1, b'x' * 3_000_000)")).out) == 3_000_000
 
 
-@pytest.fixture
-def mark() -> str:
-    run.OWN["DEPLOY_RUN"] = f"test {os.getpid()} {time.monotonic()}"
-    return run.OWN["DEPLOY_RUN"]
-
-
-@pytest.mark.parametrize("what", ["time.sleep(100)", "while True: print('more', flush=True); time.sleep(.01)"])
-def test_what_a_step_leaves_running_is_told_and_ended(mark: str, what: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("what", ["time.sleep(20)", "while True: print('more', flush=True); time.sleep(.01)"])
+def test_a_command_has_ended_when_its_own_process_has(what: str) -> None:
     inner = f"import time\n{what}"
     code = f"import subprocess; subprocess.Popen([sys.executable, '-c', {inner!r}]); print('done')"
     began = time.monotonic()
-    done = run.command(child(code), live=True, timeout=60)
+    done = run.command(child(code), live=True, timeout=60, env={"DEPLOY_RUN": f"test {began}"})
     assert time.monotonic() - began < 10, "the child is not waited for"
     assert "done\n" in done.out
-    # one that prints ends by itself, as nobody reads that any more
-    assert ("left python" in capfd.readouterr().err) == ("sleep(100)" in what)
-    assert run.leftovers(mark) == {}
-
-
-def test_what_ends_by_itself_is_not_told(mark: str, capfd: pytest.CaptureFixture[str]) -> None:
-    run.command(child("import subprocess; subprocess.Popen(['sleep', '0.3'])"), live=True, timeout=60)
-    assert "left" not in capfd.readouterr().err
-    assert run.leftovers(mark) == {}
+    run.end_leftovers(f"test {began}")
+    assert run.leftovers(f"test {began}") == {}
