@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -78,13 +77,16 @@ def exit_code_of(error: Exception) -> int:
 
 
 class DeployError(Exception):
-    """An expected failure: one line for people, and an optional `detail` of more lines."""
+    """An expected failure: one line for people, and an optional `detail` of more lines.
+
+    said: the line of a failed command's output that says most.
+    """
 
     outcome = "failed"
 
-    def __init__(self, message: str, detail: str = "") -> None:
+    def __init__(self, message: str, detail: str = "", said: str = "") -> None:
         super().__init__(message)
-        self.detail = detail
+        self.detail, self.said = detail, said
 
 
 class UsageError(DeployError):
@@ -144,7 +146,5 @@ class Terminated(BaseException):
 
 
 def last_words(error: DeployError) -> str:
-    """`: ` and the line of a failed command's output that says most: its last error, else its last line."""
-    lines = [line.strip() for line in error.detail.splitlines()]
-    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
-    return ": " + (telling or lines)[-1][:200] if lines else ""
+    """`: ` and the line of a failed command's output that says most, if it said anything."""
+    return f": {error.said}" if error.said else ""

@@ -134,7 +134,7 @@ class Mirror:
         """What it means that git could not fetch: the repository itself is asked."""
         if full := files.disk_full(error):
             return errors.DeployError(f"{self.url}: could not be fetched: {full}", error.detail)
-        message = f"{self.url}: could not be fetched: {reason_of(error.detail)}"
+        message = f"{self.url}: could not be fetched: {error.said or 'git said nothing'}"
         question = ["ls-remote", "--exit-code", "--quiet", "--", self.url, f"refs/heads/{self.branch}"]
         try:
             code = git(question, cwd=Path("/"), timeout=10.0, check=False).code
@@ -290,7 +290,7 @@ def git(
     except errors.TimeLimit:
         raise
     except errors.CommandError as error:
-        raise errors.GitError(str(error), error.detail) from None
+        raise errors.GitError(str(error), error.detail, error.said) from None
 
 
 def options_of(settings: Mapping[str, str]) -> list[str]:
@@ -313,11 +313,3 @@ def version() -> list[int]:
 def too_slow(url: str, timeout: float) -> str:
     remedy = "if it is only slow or large, raise fetch_timeout in machine.ini (seconds)"
     return f"{url}: git fetch was not done within {timeout:.1f} s; {remedy}"
-
-
-def reason_of(stderr: str) -> str:
-    """The line of git's or ssh's complaint that says most."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    general = ("fatal: Could not read from remote", "Please make sure", "and the repository exists")
-    telling = [line for line in lines if not line.startswith(general)]
-    return (telling or lines or ["git said nothing"])[-1]

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Callable, Generic, NamedTuple, TypeVar
 
-from deployer import errors, log
+from deployer import errors, log, telling
 
 QUERY_TIMEOUT = 60.0  # seconds; for commands that only read
 TAIL_LINES, TAIL_WIDTH = 20, 300  # of a failed command, repeated in the result, and the characters of each
@@ -94,7 +94,9 @@ def command(
         log.info(f"  {time.monotonic() - began:7.3f} s  {shown}")
     if check and process.returncode != 0:
         place = f" (in {cwd})" if cwd else ""
-        raise errors.CommandError(f"{shown} {ending(process.returncode)}{place}", tail(out + err))
+        raise errors.CommandError(
+            f"{shown} {ending(process.returncode)}{place}", tail(out + err), telling.line(out + err)
+        )
     return Completed(process.returncode, out, err)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deployer import config, errors, host, log, releases, run
+from deployer import config, errors, host, log, releases, run, telling
 
 SYSTEMCTL = "/usr/bin/systemctl"  # absolute: sudo grants exactly these calls and no others
 NGINX_TEST = ("/usr/sbin/nginx", "-t", "-q")
@@ -185,7 +185,12 @@ def reload_unit(unit: str, state: UnitState, wanted: bool, timeout: float) -> st
 def start(verb: str, unit: str, state: UnitState, timeout: float) -> str:
     if state["ActiveState"] == "failed" or state["NRestarts"] not in ("", "0"):
         systemctl("reset-failed", unit, timeout)  # else a crash loop's start limit refuses the start
-    systemctl(verb, unit, timeout)
+    try:
+        systemctl(verb, unit, timeout)
+    except errors.CommandError as error:  # systemctl knows no more than that; the journal does
+        told = journal_of(unit)
+        said = telling.line(told) or error.said
+        raise errors.CommandError(f"{error}: {said}", told or error.detail, said) from None
     return verb + "ed"
 
 
