@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Callable
@@ -42,9 +43,12 @@ def fill(
         pip = [] if "pip" in step.run else ["--without-pip"]
         run.command([site.commit.settings.python, "-m", "venv", *pip, str(venv)], timeout=step.timeout)
     releases.link_kept(site.release, step, note.path)
+    began = time.time()
     seen, left = run_step()
     if nearest and names_release(venv, site.machine.releases, but=site.release.path):
         raise errors.CommandError("something in it still leads to another release")
+    if nearest:
+        forget_compiled(venv, began)
     compile_venv(venv, few=bool(nearest), timeout=step.timeout)
     belongs = names_release(venv, site.release.path)
     if belongs:
@@ -60,6 +64,19 @@ def compile_venv(venv: Path, few: bool, timeout: float) -> None:
     workers = "1" if few else "0"  # 0: one for each processor
     argv = [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", workers, f"{venv}/lib"]
     run.command(argv, timeout=timeout, check=False)
+
+
+def forget_compiled(venv: Path, since: float) -> None:
+    """Remove what was compiled of modules that were replaced since then, as not every installer does.
+
+    Python takes a compiled module for that of a source of the same size and second: `VERSION = "1"`, `VERSION = "2"`.
+    """
+    for folder, _, names in os.walk(venv / "lib"):
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.endswith(".py") and os.lstat(path).st_ctime > since - 0.1:
+                for compiled in Path(folder, "__pycache__").glob(f"{name[:-3]}.*.pyc"):
+                    compiled.unlink()
 
 
 def relocate(venv: Path, old: str, new: str) -> None:

@@ -587,3 +587,33 @@ def test_assets_of_an_unhealthy_release_stay_reachable_too(app: App) -> None:
     app.commit({"deploy.ini": bad.replace("[role web]", "[role web]\ncheck = false"), "code.py": "print(3)\n"})
     app.deploy(expect=11)
     assert app.git("hash-object", "code.py") in assets(app)
+
+
+def test_a_module_of_the_same_size_and_second_is_compiled_again(app: App) -> None:
+    """In a copy of an environment; not every installer removes what was compiled of a module that it replaces."""
+    module = "$(ls -d .venv/lib/python*/site-packages)/alpha.py"
+    install = f'cp "$(cat version)" "{module}" && touch -d @1700000000 "{module}"'
+    step = "[deploy]\nshared =\n[step python]\ninputs = version\nprovides = .venv\nrun = sh sync\n[role web]\n"
+    files = {"deploy.ini": step, "sync": install, "one": "VALUE = 1\n", "two": "VALUE = 2\n", "version": "one"}
+    for version in ("one", "two"):
+        app.commit({**files, "version": version})
+        log = app.deploy().log
+        value = subprocess.check_output([app.current / ".venv/bin/python", "-c", "import alpha; print(alpha.VALUE)"])
+        assert value == {"one": b"1\n", "two": b"2\n"}[version]
+    assert "starting from a copy" in log
+
+
+def test_what_is_a_folder_in_one_release_may_be_a_file_in_the_next(app: App) -> None:
+    """Where files of earlier releases stay: those that have no place any more do not."""
+    step = "[step out]\ninputs = src/\nprovides = out\nkeep_days = 7\nrun = cp -r src out\n[role web]\n"
+    app.commit({"deploy.ini": step, "src/docs/index": "folder\n", "src/old": "old\n"})
+    app.deploy()
+    app.git("rm", "-rq", "src/docs", "src/old")
+    app.commit({"src/docs": "file\n"})
+    app.deploy()
+    assert (app.current / "out/docs").read_text() == "file\n"
+    assert (app.current / "out/old").read_text() == "old\n"
+    app.git("rm", "-q", "src/docs")
+    app.commit({"src/docs/index": "folder again\n"})
+    app.deploy()
+    assert (app.current / "out/docs/index").read_text() == "folder again\n"
