@@ -245,7 +245,15 @@ MENDS = [
         "uploads keep=1:",
         "build.make_shared = lambda *_: None",
     ),
-    Mend("C3", "a file takes the place of a folder where old files stay", "pack keep=1: pack.folder pack.file"),
+    Mend(
+        "C3",
+        "a file takes the place of a folder where old files stay",
+        "pack keep=1: pack.folder pack.file",
+        """
+        import contextlib, types
+        switching.contextlib = types.SimpleNamespace(suppress=lambda *_: contextlib.nullcontext())
+        """,
+    ),
     Mend(
         "npm tarball",
         "a package in the repository is packed again under its name",
@@ -305,6 +313,8 @@ MENDS = [
         "commands.EACH_COMMIT = ()",
     ),
     Mend("keys", "a changed env is not seen", "keys keep=1: keys.mode", without_known("n == 'env'")),
+    Mend("optional file", "a file that a program looked for in vain appears", "optional keep=1: optional.file"),
+    Mend("optional folder", "a folder that a program looked for in vain appears", "optional keep=1: optional.folder"),
     Mend("absolute", "what a step made names a release that is removed", "absolute keep=1: docs"),
     Mend("shared", "a file below shared/ that a step reads changed, and it is skipped", "setting keep=1: setting+docs"),
 ]

