@@ -33,6 +33,11 @@ APART = re.compile(
 RUNNERS = {"pnpm-lock.yaml": "pnpm", "yarn.lock": "yarn"}  # of scripts in package.json; else npm
 NEEDS = ("dependencies", "devDependencies", "optionalDependencies", "peerDependencies", "workspaces")
 MANY = {"package.json": 12, "pyproject.toml": 4, "setup.cfg": 4, ".yarnrc.yml": 4}  # so many of them are read
+MANAGER = r"\b(npm|npx|pnpm|yarn|yarnpkg|bun|bunx)\b.*"
+DOES = {  # in the run line of a step that does in its own way what a built-in one would do
+    "node": re.compile(MANAGER + r"\b(ci|install)\b", re.DOTALL),
+    "build": re.compile(MANAGER + r"\bbuild(?![\w:.-])", re.DOTALL),
+}
 CACHES = re.compile(r"node_modules|__pycache__|\..*")  # what a build also leaves, and nobody asks for
 
 
@@ -89,7 +94,9 @@ def look(settings: config.Config, tree: Collection[str], texts: Mapping[str, str
         if kind not in places and places.get(nearby) in candidates[kind]:
             places[kind] = places[nearby]
     shape = shape._replace(places=places)
-    return shape._replace(idle=frozenset(step.name for step in settings.steps if is_idle(step, shape, tree)))
+    own = [step for step in settings.steps if step.name not in KIND]
+    idle = (step.name for step in settings.steps if is_idle(step, shape, tree) or is_done_by(own, step, places))
+    return shape._replace(idle=frozenset(idle))
 
 
 def files_named(tree: Iterable[str], names: Collection[str]) -> dict[str, list[str]]:
@@ -130,6 +137,29 @@ def is_idle(step: config.Step, shape: Shape, tree: Collection[str]) -> bool:
     if step.name == "build":
         return not shape.has_script(folder, "build") and len(shape.candidates["build"]) == 1
     return not shape.needs_packages(folder) and join(folder, "pnpm-workspace.yaml") not in tree
+
+
+def is_done_by(own: Iterable[config.Step], step: config.Step, places: Mapping[str, str]) -> bool:
+    """Whether a step that the application has written does what a built-in one would do in a folder that was found."""
+    home = home_of(step, places)
+    if not home or step.cwd or "run" not in step.by_default:
+        return False
+    return any(does(other, place(step, places), home) for other in own)
+
+
+def does(own: config.Step, step: config.Step, home: str) -> bool:
+    """Whether it makes the same as the built-in step, or does the same in this folder, for all of its roles."""
+    if own.roles and not (step.roles and {*step.roles} <= {*own.roles}):
+        return False
+    text, kind = " ".join(own.run), KIND[step.name]
+    is_there = own.cwd == home or re.search(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", text)
+    is_same = is_there and kind in DOES and DOES[kind].search(text)
+    return bool(is_same) or overlap(step.provides, own.provides)
+
+
+def overlap(paths: Iterable[str], others: Collection[str]) -> bool:
+    """Whether any of them is one of the others, or lies in one, or has one in it."""
+    return any(path == other or is_below(path, other) or is_below(other, path) for path in paths for other in others)
 
 
 # --- to let steps work there

@@ -277,6 +277,30 @@ def test_a_build_that_nobody_runs_is_told(folder: str) -> None:
     complaints.check(commit(files, old), ["scheduler"])
 
 
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [
+        ("[step web]\nafter = node\nprovides = web/node_modules\nrun = make\n", "web build"),
+        ("[step css]\ncwd = web\nprovides = web/static\nrun = make\n", "node css"),
+        ("[step css]\ncwd = web\nprovides = web/dist\nrun = npm run build\n", "node css"),
+        ("[step web]\nprovides = web/dist\nrun = sh -c 'cd web && npm ci && npm run build'\n", "web"),
+        ("[step web]\nprovides = web/dist\nrun = npm --prefix web run build -- --mode live\n", "node web"),
+        ("[step css]\ncwd = web\nrun = npm run build:css\n", "node build css"),
+        ("[step app]\nprovides = app/dist\nrun = npm --prefix app run build\n", "node build app"),
+        (
+            "[step web]\nafter = node\nroles = frontend other\ncwd = web\nrun = npm ci\n[role other]\n",
+            "web build",
+        ),
+        ("[step web]\nroles = other\nprovides = web/node_modules\nrun = make\n[role other]\n", "node build"),
+        ("[step build]\ncwd = web\n[step css]\ncwd = web\nrun = npm run build\n", "node build css"),
+    ],
+)
+def test_in_a_folder_that_was_found_what_the_application_has_written_comes_first(own: str, names: str) -> None:
+    files = {"web/package.json": BUILDS, "web/package-lock.json": ""}
+    assert " ".join(applying(files, own)) == names
+    assert "build" in applying({"package.json": BUILDS, "package-lock.json": ""}, own.replace("cwd = web", "cwd = ."))
+
+
 def test_of_two_builds_it_is_asked_which() -> None:
     files = {"package.json": json.dumps({"workspaces": ["packages/*"]}), "package-lock.json": ""}
     files |= {"packages/a/package.json": BUILDS, "packages/b/package.json": BUILDS}
