@@ -33,10 +33,9 @@ APART = re.compile(
 RUNNERS = {"pnpm-lock.yaml": "pnpm", "yarn.lock": "yarn"}  # of scripts in package.json; else npm
 NEEDS = ("dependencies", "devDependencies", "optionalDependencies", "peerDependencies", "workspaces")
 MANY = {"package.json": 12, "pyproject.toml": 4, "setup.cfg": 4, ".yarnrc.yml": 4}  # so many of them are read
-MANAGER = r"\b(npm|npx|pnpm|yarn|yarnpkg|bun|bunx)\b.*"
 DOES = {  # in the run line of a step that does in its own way what a built-in one would do
-    "node": re.compile(MANAGER + r"\b(ci|install)\b", re.DOTALL),
-    "build": re.compile(MANAGER + r"\bbuild(?![\w:.-])", re.DOTALL),
+    "node": re.compile(r"\b(npm|pnpm|yarn|yarnpkg|bun)\s([^;&|]*\s)?(ci|install)(?![\w:.-])"),
+    "build": re.compile(r"\b(npm|npx|pnpm|yarn|yarnpkg|bun|bunx)\s([^;&|]*\s)?build(?![\w:.-])"),
 }
 CACHES = re.compile(r"node_modules|__pycache__|\..*")  # what a build also leaves, and nobody asks for
 

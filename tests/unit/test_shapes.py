@@ -286,6 +286,7 @@ def test_a_build_that_nobody_runs_is_told(folder: str) -> None:
         ("[step web]\nprovides = web/dist\nrun = sh -c 'cd web && npm ci && npm run build'\n", "web"),
         ("[step web]\nprovides = web/dist\nrun = npm --prefix web run build -- --mode live\n", "node web"),
         ("[step css]\ncwd = web\nrun = npm run build:css\n", "node build css"),
+        ("[step e2e]\ncwd = web\nrun = sh -c 'npm test && npx playwright install'\n", "node build e2e"),
         ("[step app]\nprovides = app/dist\nrun = npm --prefix app run build\n", "node build app"),
         (
             "[step web]\nafter = node\nroles = frontend other\ncwd = web\nrun = npm ci\n[role other]\n",
