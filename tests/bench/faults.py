@@ -170,7 +170,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sequence", metavar="TEXT", help="with --oracle, only this one: see tests/oracle/sequences.py"
     )
-    parser.add_argument("--mutate", action="store_true", help="with --oracle, take out each mend: it must be found")
+    parser.add_argument(
+        "--mutate", action="store_true", help="with --oracle, look for each mend that is taken out at random, too"
+    )
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/reliability.md")
     return parser
 
@@ -211,9 +213,10 @@ def consult(options: argparse.Namespace) -> list[str]:
         print(f"{found.seconds:.1f} s, {' '.join(found.outcomes)}: {found.difference or 'no difference'}")
         return [str(found.difference)] * bool(found.difference)
     reports = oracle.run_all(options.oracle, options.seed, options.jobs)
+    missed = oracle.missed(options.jobs)
     searches = oracle.mutate(options.seed, options.jobs) if options.mutate else []
-    problems = oracle.problems_of(reports) + [found.problem for found in searches if found.problem]
-    parts = [oracle.sequences_table(reports), oracle.outcomes_line(reports)]
+    problems = oracle.problems_of(reports) + missed + [found.problem for found in searches if found.problem]
+    parts = [oracle.sequences_table(reports), oracle.outcomes_line(reports), oracle.mends_line(missed)]
     parts += [oracle.mends_table(searches)] if searches else []
     publish(oracle.COMMAND, about(f"Seed {options.seed}", began), parts, problems, options.docs)
     return problems

@@ -113,6 +113,21 @@ class Search(NamedTuple):
         return "" if self.report else f"{self.mend.case}: not found in {self.tries} sequences: {self.mend.what}"
 
 
+def missed(jobs: int) -> list[str]:
+    """Take out each mend and try its witness: one line for each that is not found, or not mended."""
+    with workers(jobs) as pool:
+        problems = []
+        for mend, problem in zip(mends.MENDS, pool.map(mends.missed, mends.MENDS)):
+            say(problem or f"{mend.case}: found when its mend is taken out, and not with it")
+            problems += [problem] * bool(problem)
+    return problems
+
+
+def mends_line(problems: Sequence[str]) -> str:
+    count, found = len(mends.MENDS), len(mends.MENDS) - len(problems)
+    return f"Of {count} cases that once failed, {found} are found when their mend is taken out, and not with it."
+
+
 def search(mend: mends.Mend, seed: int) -> Search:
     """Draw sequences of applications that have the witness's parts, until one shows the case."""
     for tries, sequence in enumerate(sequences.sample(MOST_TRIES, seed, mend.parts), 1):

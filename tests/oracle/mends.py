@@ -3,14 +3,14 @@
 Each has a witness, the shortest sequence that shows it, and the patch that takes its mend out of the program again (see
 tests/program/preloaded.py). With it the oracle must find the case, in the witness and at random; without it nothing.
 
-An empty patch means that the case is not mended yet: then the oracle must find it in the program as it is.
+Those without a patch are not mended: the oracle must find them in the program as it is.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from oracle import sequences
+from oracle import judge, sequences
 
 
 class Mend(NamedTuple):
@@ -313,8 +313,34 @@ MENDS = [
         "commands.EACH_COMMIT = ()",
     ),
     Mend("keys", "a changed env is not seen", "keys keep=1: keys.mode", without_known("n == 'env'")),
+]
+
+# What is known not to be seen: docs/deploy-ini.md says so. A witness that shows nothing any more belongs above.
+LIMITS = [
     Mend("optional file", "a file that a program looked for in vain appears", "optional keep=1: optional.file"),
     Mend("optional folder", "a folder that a program looked for in vain appears", "optional keep=1: optional.folder"),
     Mend("absolute", "what a step made names a release that is removed", "absolute keep=1: docs"),
     Mend("shared", "a file below shared/ that a step reads changed, and it is skipped", "setting keep=1: setting+docs"),
 ]
+
+DEAR = {"pip": 6, "poetry": 6, "django": 6, "own": 3, "npm": 2, "uv": 1}  # what takes long, roughly in seconds
+
+
+def cost(mend: Mend) -> int:
+    return sum(seconds for part in mend.parts for name, seconds in DEAR.items() if part.startswith(name))
+
+
+# each mechanism once, with its cheapest witness
+SAMPLE = [
+    min((mend for mend in MENDS if mend.patch == patch), key=cost) for patch in dict.fromkeys(m.patch for m in MENDS)
+]
+
+
+def missed(mend: Mend) -> str:
+    """What is wrong: the case is not found in its witness without the mend, or is found there with it."""
+    witness = sequences.parse(mend.witness)
+    found = judge.judge(witness, mend.patch).difference
+    if not found or found.kind == "breaks":
+        return f"{mend.case}: {mend.what}: the oracle must find that in '{witness}' with its patch: {found}"
+    still = judge.judge(witness).difference
+    return f"{mend.case}: {mend.what}: not mended, see '{witness}': {still}" if still else ""
