@@ -25,6 +25,7 @@ import deployer.ini
 import github
 import push_deploy
 import report_deploys
+import setup_ground
 import setup_machine
 from deployer import config, errors, files, host, inputs, memory, views
 
@@ -260,7 +261,7 @@ def test_state_and_history(folder: Path, state: str, history: list[str], last: s
 @given(JSON_TEXT, st.integers(0, 255), ANY, st.one_of(ANY, st.just("")), ANY)
 def test_an_answer_of_a_machine(line: str, code: int, ssh_log: str, started: str, last_words: str) -> None:
     """From a line on stdout to what people and GitHub see."""
-    result = push_deploy.parse_result(line)
+    result = github.parse_result(line)
     evidence = push_deploy.Evidence(code, ssh_log, started, result, last_words)
     kind, message = push_deploy.classify(evidence, "WEB_HOST")
     assert kind in ("answered", "lost", "offline", "failed")
@@ -315,7 +316,7 @@ def test_host_and_user(host: str, user: str) -> None:
     )
 )
 def test_results_of_the_machines(text: str) -> None:
-    machines = report_deploys.read_machines(["web"], text)
+    machines = report_deploys.read_machines(["web"], {"DEPLOY_RESULTS": text})
     assert machines[0].name == "web"
     page = report_deploys.summary(machines)
     page.encode()
@@ -342,7 +343,7 @@ def test_machine_ini_is_brought_to_the_options(folder: Path, text: str) -> None:
     setup = setup_machine.Setup(setup_machine.make_parser().parse_args(words), config.parse("", "x"))
     try:
         first = setup.machine_ini()
-    except setup_machine.UsageError as error:
+    except setup_ground.UsageError as error:
         assert "\n" not in str(error)
         return
     (root / "machine.ini").write_text(first, encoding="utf-8", errors="surrogateescape")
