@@ -56,6 +56,7 @@ IGNORED = "node_modules\n.yarn\n"
 def test_each_manager_installs_and_builds(tmp_path: Path, manager: str) -> None:
     app = Shaped(tmp_path, **({"yarn": "@yarnpkg/cli-dist/bin/yarn.js"} if manager == "berry" else {}))
     step, lock = MANAGERS[manager]
+    app.set_env(NODE_ENV="production")  # the build needs what is for developers only
     ini = recipe("Bun") if manager == "bun" else "[deploy]\n"
     more: Files = {".yarnrc.yml": "nodeLinker: node-modules\n"} if manager == "berry" else {}
     tarballs(app.origin / "vendor")
