@@ -292,8 +292,9 @@ NPM_CHANGES: Mapping[str, Files] = {
 NPM = [
     Part(
         "npm-build",
-        "npm with a build script, its sources in frontend/ and its configuration in the root",
+        "npm with a build script, its sources in frontend/, its configuration in the root; .env says what it installs",
         files=with_tool("frontend"),
+        ini="[step node]\nrun = npm ci --no-audit --no-fund\n",
         looks=("read static/dist/app.css",),
         changes={**NPM_CHANGES, "style": {"frontend/app.css": "body {} /* {n} */\n"}},
         skips="node",
