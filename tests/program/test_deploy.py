@@ -593,8 +593,12 @@ def test_a_module_of_the_same_size_and_second_is_compiled_again(app: App) -> Non
     """In a copy of an environment; not every installer removes what was compiled of a module that it replaces."""
     module = "$(ls -d .venv/lib/python*/site-packages)/alpha.py"
     install = f'cp "$(cat version)" "{module}" && touch -d @1700000000 "{module}"'
-    step = "[deploy]\nshared =\n[step python]\ninputs = version\nprovides = .venv\nrun = sh sync\n[role web]\n"
-    files = {"deploy.ini": step, "sync": install, "one": "VALUE = 1\n", "two": "VALUE = 2\n", "version": "one"}
+    step = "[deploy]\nshared =\n[step python]\ninputs = version\nprovides = .venv\nrun = pip-sync\n[role web]\n"
+    program = app.root.parent / ".local/bin/pip-sync"  # one that is known to remove the rest
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\n{install}\n")
+    program.chmod(0o755)
+    files = {"deploy.ini": step, "one": "VALUE = 1\n", "two": "VALUE = 2\n", "version": "one"}
     for version in ("one", "two"):
         app.commit({**files, "version": version})
         log = app.deploy().log
