@@ -143,3 +143,33 @@ def test_a_rollback_or_an_older_commit_behind_a_migration_says_so(world: World) 
     for outcome in ("deployed", "unchanged"):
         chosen = frontend.deploy("--commit", back.result["commit"], "--force")
         assert (chosen.outcome, chosen.result.get("warnings")) == (outcome, warnings)
+
+
+def slots_running(machine: Machine) -> list[str]:
+    return [slot for slot in ("blue", "green") if machine.show(f"gunicorn@{slot}.service", "ActiveState") == "active"]
+
+
+def test_an_emptied_database_is_migrated_before_the_new_release_is_judged(world: World) -> None:
+    """Its health check needs the tables."""
+    frontend = world.boot("frontend")
+    ask(world, "drop schema public cascade")
+    ask(world, "create schema public authorization board")
+    commit = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    done = frontend.deploy()
+    assert (done.outcome, done.ran) == ("deployed", ["migrate"])
+    assert "migrate: 3 migrations are not applied: board.0001_initial, " in done.log
+    assert frontend.health() == {"status": 200, "commit": commit}
+    assert done.log.count("a step is to be run first") == 0, "that is nobody's concern"
+
+
+def test_a_step_that_fails_after_the_release_was_proven_leaves_the_old_one(world: World) -> None:
+    frontend = world.boot("frontend")
+    frontend.deploy()
+    old, current, slots = frontend.health(), frontend.out("readlink /srv/app/current"), slots_running(frontend)
+    ask(world, "delete from django_migrations where app = 'board'")  # and its tables are there
+    world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
+    done = frontend.deploy(expect=10)
+    assert "step migrate failed" in done.message and "already exists" in done.message
+    assert (frontend.health(), frontend.out("readlink /srv/app/current")) == (old, current)
+    frontend.wait_until(lambda: slots_running(frontend) == slots, "the other slot runs on")
+    assert frontend.out("ls /srv/app/releases").split() == [current.rpartition("/")[2]]
