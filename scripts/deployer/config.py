@@ -41,7 +41,7 @@ class Step(NamedTuple):
     keep_days: int = 0
     cwd: str = ""  # the folder of the repository that it runs in; empty: nothing is said of it
     env: tuple[tuple[str, str], ...] = ()  # variables of its own, over those of shared/.env
-    lock_timeout: float = 5.0  # seconds that a migration waits for a table's lock before it is tried again
+    lock_timeout: float = 5.0  # seconds that a migration waits for a table before it is tried again; 0: for ever
     by_default: frozenset[str] = frozenset()  # those of its keys that defaults.ini has set, and nobody else
 
     @property
@@ -232,7 +232,7 @@ def parse_step(name: str, section: Mapping[str, str], deploy: Mapping[str, str])
             keep_days=int(number(section, "keep_days", least=0)) if "keep_days" in section else 0,
             cwd=folder(section, "cwd"),
             env=assignments(section, "env"),
-            lock_timeout=number(section, "lock_timeout") if "lock_timeout" in section else 5.0,
+            lock_timeout=number(section, "lock_timeout", least=0) if "lock_timeout" in section else 5.0,
         )
 
 
