@@ -1,15 +1,15 @@
-"""A real PostgreSQL for tests, if its programs are here: one server for each process that runs tests."""
+"""A real PostgreSQL for tests, if its programs are here."""
 
 from __future__ import annotations
 
-import atexit
-import functools
+import contextlib
 import glob
 import os
 import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ class Server:
         self.call("initdb", "--pgdata", data, "--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8")
         options = f"-c listen_addresses= -c unix_socket_directories={self.folder} -c fsync=off -c max_connections=40"
         self.call("pg_ctl", "--pgdata", data, "--wait", "--log", f"{data}/log", "-o", options, "start")
-        atexit.register(self.close)
 
     def call(self, program: str, *arguments: str) -> None:
         argv = [*self.user, str(self.programs / program), *arguments]
@@ -64,8 +63,8 @@ class Server:
         return f"test{self.databases}"
 
 
-@functools.cache
-def server() -> Server:
+@contextlib.contextmanager
+def running() -> Iterator[Server]:
     """Skips the test if there is no PostgreSQL here; where CI=true that is an error."""
     found = shutil.which("initdb")
     programs = [Path(found).resolve().parent] if found else [*map(Path, sorted(glob.glob("/usr/lib/postgresql/*/bin")))]
@@ -74,4 +73,8 @@ def server() -> Server:
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
-    return Server(programs[-1])
+    server = Server(programs[-1])
+    try:
+        yield server
+    finally:
+        server.close()

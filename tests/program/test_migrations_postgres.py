@@ -29,8 +29,9 @@ HELD = (
 
 
 @pytest.fixture(scope="session")
-def server() -> postgres.Server:
-    return postgres.server()
+def server() -> Iterator[postgres.Server]:
+    with postgres.running() as server:
+        yield server
 
 
 def use(app: DjangoApp, server: postgres.Server, more: str = "") -> str:
