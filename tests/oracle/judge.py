@@ -150,9 +150,9 @@ class Trial:
     def roll_back(self) -> None:
         """Go back; what runs then is compared if the machine is as it was when that release was made."""
         outcome = self.incremental.run("rollback", patch=self.patch)
-        self.report.outcomes.append(str(outcome.result.get("outcome")))
         if outcome.code == 2:  # there is nothing to go back to
             return
+        self.report.outcomes.append(str(outcome.result.get("outcome")))
         if not outcome.is_good:
             raise Found("ends", f"rollback ended with {outcome.code}: {outcome.message}")
         self.forced = True

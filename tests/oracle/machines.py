@@ -193,6 +193,7 @@ class Machine:
     def __init__(self, home: Path, repository: Repository) -> None:
         self.home, self.root, self.repository = home, home / "root", repository
         (self.root / "state").mkdir(parents=True)  # so that it is taken for a root, as one with shared/ only is not
+        self.written: dict[Path, packages.Content] = {}
         self.bin = home / ".local" / "bin"
         self.bin.mkdir(parents=True)
         for name in ("uv", "poetry"):
@@ -202,12 +203,19 @@ class Machine:
     def set(self, conditions: Conditions) -> None:
         """Bring it into these conditions."""
         self.conditions = conditions
-        for name in ("python", "python3"):
-            write(self.bin / name, Link(interpreters()[conditions.python]))
-        write(self.bin / "stamp", Program(packages.tool("stamp.sh").replace("{n}", str(conditions.stamp))))
         lines = [f'{name}="{value}"\n' for name, value in conditions.env]
-        write(self.root / "shared" / ".env", "".join(lines))
-        write(self.root / "shared" / "settings" / "value.txt", f"setting {conditions.setting}\n")
+        stamp = packages.tool("stamp.sh").replace("{n}", str(conditions.stamp))
+        files: dict[Path, packages.Content] = {
+            self.bin / "python": Link(interpreters()[conditions.python]),
+            self.bin / "python3": Link(interpreters()[conditions.python]),
+            self.bin / "stamp": Program(stamp),
+            self.root / "shared/.env": "".join(lines),
+            self.root / "shared/settings/value.txt": f"setting {conditions.setting}\n",
+        }
+        for path, content in files.items():
+            if self.written.get(path) != content:  # what nobody has changed keeps its times
+                self.written[path] = content
+                write(path, content)
 
     def lose_data(self) -> None:
         """Somebody has put an older state of the database in its place: the one before there was anything in it."""

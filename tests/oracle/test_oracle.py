@@ -64,7 +64,7 @@ def test_what_is_no_sequence_is_told() -> None:
 
 def test_parts_do_not_touch_each_other() -> None:
     """Those that may be in one application write different files, provide different paths."""
-    apart = [*parts.OTHERS, parts.PYTHON[0], parts.NPM[0], parts.MANAGE[0]]
+    apart = [*parts.OTHERS, parts.UV_PARTS[0], parts.NPM[0], parts.MANAGE[0]]
     paths = [path for part in apart for path in {*part.files, *(p for files in part.changes.values() for p in files)}]
     assert sorted(paths) == sorted(set(paths))
 
