@@ -429,13 +429,14 @@ def test_a_secret_is_seen_by_its_users_only(world: World) -> None:
 
 def test_the_documented_look_at_the_journal_believes_no_other_user(world: World) -> None:
     frontend = world.boot("frontend")
-    forged = r"printf 'MESSAGE=forged\nSYSLOG_IDENTIFIER=deploy-machine\nDEPLOY_OUTCOME=deployed\n' | logger --journald"
+    assert frontend.deploy().outcome == "unchanged"
+    forged = r"printf 'MESSAGE=forged\nSYSLOG_IDENTIFIER=deploy-machine\nDEPLOY_OUTCOME=unchanged\n' | logger --journald"
     frontend.sh(forged, user="app")
     frontend.sh("journalctl --sync")
-    assert "forged" in frontend.out("journalctl -t deploy-machine DEPLOY_OUTCOME=deployed")
+    assert "forged" in frontend.out("journalctl -t deploy-machine DEPLOY_OUTCOME=unchanged")
     found = re.search(r"`(journalctl _UID=.*) DEPLOY_OUTCOME=rolled_back`", (REPOSITORY / "README.md").read_text())
     assert found
-    entries = frontend.out(f"{found[1]} DEPLOY_OUTCOME=deployed -o cat")
+    entries = frontend.out(f"{found[1]} DEPLOY_OUTCOME=unchanged -o cat")
     assert entries and "forged" not in entries
 
 
