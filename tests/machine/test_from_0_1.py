@@ -137,7 +137,7 @@ def test_who_is_there_may_finish_when_the_old_socket_stops(bare: World, old: Mac
     for unit in ("gunicorn.service", "gunicorn.socket"):
         assert f"+ /etc/systemd/system/{unit}: removed" in done.stdout
         assert old.show(unit, "LoadState") == "not-found"
-    assert "note:" not in done.stdout
+    assert "note: gunicorn" not in done.stdout
     place = "/etc/nginx/sites-enabled/board.conf"
     assert f"to do: nginx: write in {place}:" in done.stdout
     assert "proxy_pass http://unix:/srv/app/current/.socket;" in done.stdout
