@@ -219,7 +219,8 @@ def report(progress: memory.Progress, result: Result) -> None:
     """Record a result in state/, and tell it in the log."""
     memory.record(progress.machine, result)
     tell = log.notice if errors.exit_code(result["outcome"]) == 0 else log.error
-    for line in result.get("detail", "").splitlines():
+    is_shown = any(step["result"] == "failed" for step in result["steps"])  # its output was printed as it came
+    for line in result.get("detail", "").splitlines() if not is_shown else ():
         tell(f"  | {line}")
     text = f"{result['outcome']}: {result['message']} ({result['seconds']:g} s)"
     tell(text, DEPLOY_OUTCOME=result["outcome"], DEPLOY_COMMIT=result["commit"] or "")

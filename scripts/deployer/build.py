@@ -45,6 +45,9 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
     free = check_space(machine, current, decisions, kept)
     site = commands.Site(machine, commit, releases.new(machine, commit.id))
     with files.removed_on_failure(site.release.path):
+        if dropped := tools.dropped_variables(machine):
+            log.warning(dropped)
+            progress.warnings.append(dropped)
         ahead = f" ({source.count(current.commit, commit.id)} commits ahead of what runs)" if current else ""
         log.info(f"building release {site.release.name}{ahead}")
         progress.stage("checking out")

@@ -39,11 +39,12 @@ def read(path: str) -> str:
     return data.decode("utf-8", "replace")
 
 
-def parse(text: str) -> dict[str, str]:
+def parse(text: str, dropped: list[int] | None = None) -> dict[str, str]:
     """The variables in a text, as systemd finds them (its src/basic/env-file.c), damaged lines too.
 
     Comments begin with # or ;, values may be 'literal', "with \\" escapes" or bare (then a backslash
     escapes one character, and quotes in it are literal); a backslash at the end of a line continues it.
+    dropped: takes the numbers of the lines whose names systemd does not take.
     """
     line_pattern = re.compile(r"(?s)[ \t\r\n]*(?:[#;](?:\\.|[^\\\r\n])*|(?P<key>[^\r\n][^=\r\n]*|)(?P<equals>=?))")
     quoted_pattern = re.compile(r"""(?s)[ \t]*(?:'(?P<literal>[^']*)'?|"(?P<escaped>(?:\\.|[^\\"])*)"?)""")
@@ -53,7 +54,7 @@ def parse(text: str) -> dict[str, str]:
     while position < len(text):
         line = line_pattern.match(text, position)
         assert line
-        position, value = line.end(), ""
+        begins, position, value = line.start("key"), line.end(), ""
         if not line["equals"]:
             continue
         while part := quoted_pattern.match(text, position):
@@ -65,6 +66,8 @@ def parse(text: str) -> dict[str, str]:
         position = bare.end()
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*[ \t]*", line["key"]):
             result[line["key"].strip()] = value
+        elif dropped is not None:
+            dropped.append(text.count("\n", 0, begins) + 1)
     return result
 
 

@@ -177,5 +177,5 @@ def free_space(path: Path) -> str:
     return f"{megabytes(free_bytes(path))} free" + (f", for {about.f_favail} files" if about.f_files else "")
 
 
-def parse_variables(text: str) -> dict[str, str]:
-    return dotenv.parse(text)
+def parse_variables(text: str, dropped: list[int] | None = None) -> dict[str, str]:
+    return dotenv.parse(text, dropped)

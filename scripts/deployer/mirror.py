@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -134,15 +135,37 @@ class Mirror:
         """What it means that git could not fetch: the repository itself is asked."""
         if full := files.disk_full(error):
             return errors.DeployError(f"{self.url}: could not be fetched: {full}", error.detail)
-        message = f"{self.url}: could not be fetched: {error.said or 'git said nothing'}"
+        message = f"{self.url}: could not be fetched: {error.said or 'git said nothing'}{self.remedy(error.detail)}"
         question = ["ls-remote", "--exit-code", "--quiet", "--", self.url, f"refs/heads/{self.branch}"]
         try:
             code = git(question, cwd=Path("/"), timeout=10.0, check=False).code
         except errors.CommandError:
             code = -1
         if code == 2:
-            return errors.UsageError(f"{self.url}: has no branch {self.branch!r}")
+            return errors.UsageError(f"{self.url}: has no branch {self.branch!r}{self.other_branches()}")
         return errors.Unreachable(message, error.detail) if code else errors.FetchFailed(message, error.detail)
+
+    def other_branches(self) -> str:
+        """Which branches there are instead, and where to write the one that is meant."""
+        try:
+            told = git(["ls-remote", "--heads", "--", self.url], cwd=Path("/"), timeout=10.0).out
+        except errors.DeployError:
+            return ""
+        names = re.findall(r"(?m)\trefs/heads/(.+)$", told)
+        where = "name one with --branch, or as branch = in machine.ini (setup_machine.py --branch)"
+        return f"; it has {log.shorten(', '.join(names))}: {where}" if names else "; it has none yet: push one"
+
+    def remedy(self, detail: str) -> str:
+        """What to do about what git said, if it is something that a person must do on this machine."""
+        user = run.variables()["USER"]
+        if "dubious ownership" in detail:
+            place = re.sub(r"^file://", "", self.url)
+            return f"; allow {user} to read it: git config --global --add safe.directory {shlex.quote(place)}"
+        if re.search(r"insufficient permission|[Pp]ermission denied(?! \()|unable to (unlink|create|write)", detail):
+            return f"; if files in {self.path} are of another user, as root: chown -R {user}: {self.path}"
+        if "Host key verification failed" in detail:
+            return "; if the git host has a new ssh host key, check it and run setup_machine.py again"
+        return ""
 
     # -- to read it
 

@@ -1,4 +1,4 @@
-"""The one line of a failed command's output that a person would pick; what a tool says at its end is its emptiest."""
+"""The one line of a failed command's output that a person would pick; the last one is mostly the emptiest."""
 
 from __future__ import annotations
 

@@ -80,6 +80,17 @@ def read_env(machine: host.Machine) -> str:
         raise errors.DeployError(f"{path} cannot be read: {error.strerror}; {owner}") from None
 
 
+def dropped_variables(machine: host.Machine) -> str:
+    """A sentence on the lines of shared/.env that systemd leaves out without a word, and so do steps; or nothing."""
+    lines, text = list[int](), read_env(machine)
+    files.parse_variables(text, lines)
+    if not lines:
+        return ""
+    mark = "; the file begins with a byte order mark, save it without" if text.startswith("\ufeff") else ""
+    which = f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:10]))}"
+    return f"{machine.shared / '.env'}: {which} left out, as systemd does: write NAME=value, without export{mark}"
+
+
 def proxies(machine: host.Machine) -> dict[str, str]:
     """The variables of shared/.env that say how the network is reached: git and the webhook need them, too."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

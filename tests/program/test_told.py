@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import http.server
 import json
+import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -182,3 +184,63 @@ def test_roles_that_are_not_those_of_the_machine_are_a_usage_error(app: App) -> 
     done = app.run("deploy")  # it asks for --role web
     assert done.code == 2
     assert "roles = worker here, --role web was asked for: run setup_machine.py" in done.log
+
+
+def test_the_branches_that_there_are_and_where_to_name_one(app: App) -> None:
+    app.git("branch", "-m", "main", "master")
+    app.git("branch", "develop")
+    done = app.run("deploy")
+    assert done.code == 2
+    assert "has no branch 'main'; it has develop, master: name one with --branch, or as branch =" in done.log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_a_repository_of_another_user(app: App) -> None:
+    for path in [app.origin, *app.origin.rglob("*")]:
+        os.lchown(path, 65534, 65534)
+    done = app.deploy("--fetch-timeout", "2", expect=75)
+    assert f"git config --global --add safe.directory {app.origin}" in done.result["message"]
+
+
+def test_lines_of_the_environment_file_that_systemd_leaves_out_are_told_once(app: App) -> None:
+    (app.root / "state").mkdir()
+    (app.root / "shared").mkdir()
+    text = "\ufeffA=1\nexport SECRET=hidden\n# export B=2\nC='a\nb=c'\nD=3\n"
+    (app.root / "shared/.env").write_text(text, encoding="utf-8")
+    done = app.deploy()
+    (warning,) = done.result["warnings"]
+    assert "lines 1, 2 left out, as systemd does: write NAME=value, without export" in warning
+    assert "byte order mark" in warning
+    assert done.log.count(warning) == 1
+    assert "hidden" not in done.log + warning
+
+
+def test_what_a_failed_step_said_is_printed_once(app: App) -> None:
+    app.commit({"deploy.ini": DEPLOY_INI + "[step x]\nrun = sh -c 'echo only; echo once; exit 1'\n"})
+    done = app.deploy(expect=10)
+    assert done.result["detail"] == "only\nonce"
+    assert len([line for line in done.log.splitlines() if line.strip(" |") == "only"]) == 1
+
+
+def test_a_proxy_of_the_environment_file_is_used(app: App) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(20)
+    asked: list[bytes] = []
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        asked.append(connection.recv(1000))
+        connection.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        app.deploy()
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        (app.root / "shared/.env").write_text(f"HTTPS_PROXY={proxy}\n")
+        command = [part if not part.startswith("file:") else "https://git.invalid/app.git" for part in app.command()]
+        subprocess.run([*command, "--fetch-timeout", "2"], env=app.environment(), capture_output=True, check=False)
+    finally:
+        thread.join()
+        listener.close()
+    assert asked[0].startswith(b"CONNECT git.invalid:443 ")
