@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import IO, Any
 from deployer import dotenv, log, run
 
 SCHEMA = 1  # of the result, the history and every file below state/
+MOST_TEXT = 1_000_000  # characters of a file that a person writes: .env, machine.ini
 TIME = "%Y-%m-%dT%H:%M:%SZ"  # how every time is written: UTC
 
 
@@ -65,6 +67,18 @@ def replace_link(link: Path, target: str) -> None:
     os.symlink(target, temporary)
     os.replace(temporary, link)
     sync_directory(link.parent)
+
+
+def read_text(path: Path, most: int = MOST_TEXT, errors: str = "strict") -> str:
+    """The text of a file that a person wrote. Raises OSError also if it is a FIFO, say, or too large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, encoding="utf-8", errors=errors) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise OSError(errno.EFBIG, f"larger than {megabytes(most)}", str(path))
+    return text
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

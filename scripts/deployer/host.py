@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import config, errors, ini
+from deployer import config, errors, files, ini
 
 FETCH_TIMEOUT = 60.0  # seconds
 BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
@@ -108,8 +108,7 @@ def bare(root: Path) -> Machine:
 
 def read_machine_ini(path: Path) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8") as file:
-            sections = ini.parse(file.read(ini.MOST + 1))
+        sections = ini.parse(files.read_text(path))
     except OSError as error:
         raise errors.UsageError(str(error.strerror)) from None
     section = dict(sections.get("machine", {}))

@@ -217,7 +217,8 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     groups = {
         "changed": [name for name in after if before.get(name, after[name]) != after[name] and after[name]],
         "is new": [name for name in after if name not in before and after[name]],
-        "is gone": [name for name in before if not after.get(name) and before[name]],
+        "is made anew": [name for name in before if name.startswith(MADE) and not after.get(name)],
+        "is gone": [name for name in before if not name.startswith(MADE) and not after.get(name) and before[name]],
     }
     return "; ".join(
         f"{log.shorten(', '.join(in_words(name, before, after) for name in names))} {verb}"

@@ -89,7 +89,7 @@ def test_what_an_earlier_step_made_counts_if_it_was_used(app: App) -> None:
     app.commit({"options.js": "2\n"})
     done = app.deploy()
     assert done.ran() == ["bundle", "collect"]
-    assert done.why("collect") == "dist is gone"
+    assert done.why("collect") == "dist is made anew"
     assert (app.current / "static/all").read_text() == "2\n1\n"
 
 

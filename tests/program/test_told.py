@@ -244,3 +244,33 @@ def test_a_proxy_of_the_environment_file_is_used(app: App) -> None:
         thread.join()
         listener.close()
     assert asked[0].startswith(b"CONNECT git.invalid:443 ")
+
+
+@pytest.mark.parametrize("what", ["a folder", "a FIFO", "a device", "a link to nowhere", "too large"])
+def test_an_environment_file_that_is_none(app: App, what: str) -> None:
+    app.deploy()
+    app.commit({"code.py": "print(2)\n"})
+    path = app.root / "shared/.env"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a FIFO":
+        os.mkfifo(path)
+    elif what == "too large":
+        path.write_text("A=" + "x" * 2_000_000)
+    else:
+        path.symlink_to("/dev/zero" if what == "a device" else "/nowhere/.env")
+    done = app.run("deploy")
+    if what == "a link to nowhere":
+        assert done.result["outcome"] == "deployed"
+        return
+    assert (done.code, done.result["outcome"]) == (10, "failed")
+    assert f"{path} cannot be read: " in done.result["message"]
+    assert last(app)["outcome"] == "failed"
+
+
+def test_a_machine_ini_that_is_a_fifo(app: App) -> None:
+    app.deploy()
+    os.mkfifo(app.root / "machine.ini")
+    done = app.run("deploy")
+    assert done.code == 2
+    assert "machine.ini: not a regular file" in done.log

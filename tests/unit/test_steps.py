@@ -211,7 +211,7 @@ def test_an_earlier_steps_tree_counts_if_it_was_used() -> None:
 
     assert again([tree, second]).needed is False
     assert again([tree._replace(path=Path(f"{tree.path}0")), second]).why == "out changed"
-    assert again([second]).why == "out is gone", "it is made anew"
+    assert again([second]).why == "out is made anew"
 
 
 def test_files_of_a_submodule_count_as_the_submodule() -> None:
