@@ -430,7 +430,9 @@ def test_a_secret_is_seen_by_its_users_only(world: World) -> None:
 def test_the_documented_look_at_the_journal_believes_no_other_user(world: World) -> None:
     frontend = world.boot("frontend")
     assert frontend.deploy().outcome == "unchanged"
-    forged = r"printf 'MESSAGE=forged\nSYSLOG_IDENTIFIER=deploy-machine\nDEPLOY_OUTCOME=unchanged\n' | logger --journald"
+    forged = (
+        r"printf 'MESSAGE=forged\nSYSLOG_IDENTIFIER=deploy-machine\nDEPLOY_OUTCOME=unchanged\n' | logger --journald"
+    )
     frontend.sh(forged, user="app")
     frontend.sh("journalctl --sync")
     assert "forged" in frontend.out("journalctl -t deploy-machine DEPLOY_OUTCOME=unchanged")
