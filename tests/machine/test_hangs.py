@@ -73,7 +73,7 @@ def test_an_application_that_hangs_when_it_is_loaded(world: World) -> None:
 def test_a_push_whose_client_is_suspended(world: World) -> None:
     """Nobody takes what the deploy says: it goes on without, to its end, and its journal has it all."""
     frontend = world.boot("frontend")
-    talk = "\n[step talk]\nrun = sh -c 'head -c 12000000 /dev/zero | tr \\\\0 x | fold -w 8000; echo; echo said all'\n"
+    talk = "\n[step talk]\nrun = sh -c 'head -c 3000000 /dev/zero | tr \\\\0 x | fold -w 1900; echo; echo said all'\n"
     new = world.commit(limited(world, "health_timeout = 30", talk))
     (world.home / "pinned").write_text(world.known_hosts())
     options = f"-F /dev/null -i {world.home}/ci -o IdentitiesOnly=yes -o UserKnownHostsFile={world.home}/pinned"
@@ -90,7 +90,7 @@ def test_a_push_whose_client_is_suspended(world: World) -> None:
         frontend.wait_until(lambda: frontend.sh(gone, check=False).returncode == 0, "the deploy goes on", 90)
         assert frontend.health()["commit"] == new
         journal = frontend.journal("-t", "deploy-machine", "-o", "cat")
-        assert "x" * 8000 in journal and "said all" in journal and f"deployed: {new[:8]} deployed" in journal
+        assert "x" * 1900 in journal and "said all" in journal and f"deployed: {new[:8]} deployed" in journal
     finally:
         client.kill()
         client.wait()

@@ -92,12 +92,12 @@ def test_a_lock_that_others_hold_is_waited_for_and_told(app: DjangoApp, server: 
     database = use(app, server)
     with server.connect(database, "somebody") as somebody:
         somebody.execute("select pg_advisory_lock(1684369516, 1)")
-        app.edit_ini("timeout = 20", "timeout = 4")
+        app.edit_ini("timeout = 20", "timeout = 10")
         done = app.deploy(expect=10)
         assert "waiting for somebody (connected since " in done.log
         assert f"), which migrates database {database}; for at most " in done.log
         assert f"migrations of database {database} are locked by somebody (connected since " in done.result["message"]
-        app.edit_ini("timeout = 4", "timeout = 20")
+        app.edit_ini("timeout = 10", "timeout = 20")
         threading.Timer(3, lambda: somebody.execute("select pg_advisory_unlock_all()")).start()
         done = app.deploy()
     assert "waiting for somebody" in done.log
@@ -206,7 +206,7 @@ def test_others_do_not_wait_long_behind_a_migration_that_waits(app: DjangoApp, s
 
 def test_a_table_that_stays_held_ends_the_step_and_says_by_whom(app: DjangoApp, server: postgres.Server) -> None:
     with held(app, server) as (database, _):
-        app.edit_ini("timeout = 20", "timeout = 6")
+        app.edit_ini("timeout = 20", "timeout = 12")
         done = app.deploy(expect=10)
         assert re.search(rf"migrations of database {database} were tried for \d+ s: {HELD}", done.result["message"])
         assert "took longer than" not in done.result["message"]
@@ -219,7 +219,7 @@ def test_who_may_not_be_seen_is_not_named(app: DjangoApp, server: postgres.Serve
         connection.execute("grant create on schema public to plain")
         connection.execute("revoke select on pg_stat_activity from public")
     with held(app, server, "PGUSER=plain\n") as (_, _):
-        app.edit_ini("timeout = 20", "timeout = 6")
+        app.edit_ini("timeout = 20", "timeout = 12")
         done = app.deploy(expect=10)
         assert "s: a lock is held by another session" in done.result["message"]
     with server.connect("template1") as connection:
