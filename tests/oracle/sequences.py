@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from oracle import parts
 
 ANY_TIME = ("again", "fail", "python", "revert", "back", "rollback")
+WITH_COMMIT = ("stamp", "setting", "restored")  # by these alone, a commit that runs already is not made ready anew
 SLOW = ("pip", "poetry", "django")  # a deploy of these takes seconds
 NONE = {"python": 16, "npm": 30, "manage": 15}  # how often an application has no part of a kind
 
@@ -86,7 +87,8 @@ def rivals(part: parts.Part) -> list[parts.Part]:
 def event(application: List[parts.Part]) -> st.SearchStrategy[str]:
     """Mostly commits that change something; `+` joins two of them."""
     changes = st.sampled_from([f"{part.name}.{change}" for part in application for change in part.changes] or ["docs"])
-    on_machine = [setting for part in application for setting in part.settings]
+    conditions = [setting for part in application for setting in part.settings]
+    on_machine = [f"{setting}+docs" if setting in WITH_COMMIT else setting for setting in conditions]
     rare = st.sampled_from([*ANY_TIME, *on_machine * 3])
     return st.one_of(
         changes,
