@@ -32,6 +32,13 @@ class Answer(NamedTuple):
 
 def ask(machine: host.Machine, release: releases.Release, commit: str, step: config.Step) -> Answer:
     """Ask a step's command, which can_be_asked, in the release: it applies nothing."""
+    try:
+        return ask_hooked(machine, release, commit, step)
+    except OSError as error:  # a full disk
+        return Answer(problem=str(error.strerror))
+
+
+def ask_hooked(machine: host.Machine, release: releases.Release, commit: str, step: config.Step) -> Answer:
     with commands.hooked(machine, release, step, "ask", PATIENCE) as hook:
         env = commands.variables_of_step(machine, release, commit, step)
         env["PYTHONDONTWRITEBYTECODE"] = "1"  # the release may be given up meanwhile

@@ -436,7 +436,9 @@ def test_the_documented_look_at_the_journal_believes_no_other_user(world: World)
     frontend.sh(forged, user="app")
     frontend.sh("journalctl --sync")
     assert "forged" in frontend.out("journalctl -t deploy-machine DEPLOY_OUTCOME=unchanged")
-    found = re.search(r"`(journalctl _UID=.*) DEPLOY_OUTCOME=rolled_back`", (REPOSITORY / "README.md").read_text())
+    found = re.search(
+        r"`(journalctl -t deploy-machine _UID=.*) DEPLOY_OUTCOME=rolled_back`", (REPOSITORY / "README.md").read_text()
+    )
     assert found
     entries = frontend.out(f"{found[1]} DEPLOY_OUTCOME=unchanged -o cat")
     assert entries and "forged" not in entries

@@ -71,7 +71,8 @@ def test_parts_do_not_touch_each_other() -> None:
 
 def test_a_difference_is_made_short() -> None:
     """The needle in a long sequence of an application of many parts is what remains."""
-    breaks = "steps.key_of = lambda step, fingerprint: step.name.ljust(12, '0')[:12]  # whatever the inputs are"
+    breaks = "inputs.key_of = lambda step, fingerprint: step.name.ljust(12, '0')[:12]  # whatever the inputs are\n"
+    breaks += mends.NOTHING_IS_OBSERVED
     report = judge.judge(sequences.parse("keys pack bake keep=2: docs again keys.page+pack.new docs bake.in"), breaks)
     assert report.difference
     assert (report.difference.number, report.difference.kind) == (3, "does")
