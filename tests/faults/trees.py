@@ -15,6 +15,9 @@ PASSING = re.compile(r"\.pyc$|^\.starting-")
 NOT_COMPARED = {"lock", "last.json", "history.jsonl", "left.json", "watch.json"}  # below state/
 SLOT = re.compile(r"gunicorn-(blue|green)\.sock")
 TIMED_NAME = re.compile(rb"(releases/)\d{8}T\d{6}Z(-[0-9a-f]{12})|(envs/[\w.-]+?-[0-9a-f]{12})-\d{8}T\d{6}Z")
+TIME = re.compile(r"-\d{8}T\d{6}Z")
+# kept tree -> what tells it from another one of the same named inputs: what its step was seen to read
+SEEN: dict[bytes, bytes] = {}
 # pip's list of what it installed has the hashes of scripts that hold their own environment's path
 SCRIPT_HASH = re.compile(rb"^(\.\./\.\./\.\./bin/[^,]+),.*$", re.MULTILINE)
 
@@ -28,6 +31,7 @@ class Reader:
     def tree(self, app: Path) -> Tree:
         """Everything below a root but its mirror, its history, bytecode, times, and which of two slots is which."""
         found = {}
+        learn(app)
         for path in walk(app):
             name = timeless(os.path.relpath(path, app).encode()).decode()
             found[name] = self.entry(path, name)
@@ -67,9 +71,16 @@ def slot_that_serves(app: Path) -> str:
         return f"none: {error.strerror}"
 
 
+def learn(app: Path) -> None:
+    for mark in (app / "envs").glob("*/.complete"):
+        seen = json.loads(mark.read_bytes() or b"{}").get("seen") or {}
+        digest = hashlib.sha256(TIME.sub("", json.dumps(seen, sort_keys=True)).encode()).hexdigest()[:4]
+        SEEN[b"envs/" + mark.parent.name.encode()] = b"-" + digest.encode() if seen else b""
+
+
 def timeless(data: bytes) -> bytes:
     """Without the times in the names of releases and environments."""
-    return TIMED_NAME.sub(rb"\1\2\3", data)
+    return TIMED_NAME.sub(lambda match: (match[1] + match[2]) if match[1] else match[3] + SEEN.get(match[0], b""), data)
 
 
 def content(path: str, name: str) -> bytes:
