@@ -73,7 +73,10 @@ def slot_that_serves(app: Path) -> str:
 
 def learn(app: Path) -> None:
     for mark in (app / "envs").glob("*/.complete"):
-        seen = json.loads(mark.read_bytes() or b"{}").get("seen") or {}
+        try:
+            seen = json.loads(mark.read_bytes()).get("seen") or {}
+        except ValueError:  # a power cut has damaged it
+            continue
         digest = hashlib.sha256(TIME.sub("", json.dumps(seen, sort_keys=True)).encode()).hexdigest()[:4]
         SEEN[b"envs/" + mark.parent.name.encode()] = b"-" + digest.encode() if seen else b""
 
