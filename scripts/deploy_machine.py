@@ -5,11 +5,14 @@
 
 A deploy, in order, and where to read each part (deployer/deploy.py reads the same way):
 
-  1. take the lock and clean up what an interrupted deploy left    attempt.py memory.py
-  2. fetch; find the commit to deploy                              deploy.py mirror.py
+  1. take the lock and clean up what an interrupted deploy left    attempt.py lock.py memory.py
+  2. fetch; find the commit to deploy; look who has signed it      deploy.py mirror.py signatures.py
      let that commit's own version of this program take over       handover.py carrier.py
-  3. build the release beside the running one: check out, link     build.py steps.py
+  3. build the release beside the running one: check out, link     build.py commands.py environments.py
      shared files, run the steps
+     which steps apply where, and what cannot be deployed rightly  shapes.py complaints.py
+     what may be skipped, since all it depends on is the same      steps.py inputs.py observe.py tools.py
+     whether the database has all migrations, and their lock       migrations.py pending.py site_hook.py
   4. make it durable on disk, then swap the link `current`         switching.py releases.py
      a web service proves itself beside the old one before that    replacing.py slots.py draining.py
   5. bring the other services of this machine's roles to it        services.py
@@ -17,9 +20,10 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
   7. record the result, remove what nothing needs any more         attempt.py memory.py releases.py
   8. look after it once a minute, and take back what falls ill     watch.py
 
-Beside these: config.py (deploy.ini over defaults.ini), host.py (machine.ini and the paths below the root),
-errors.py (outcomes and exit codes), views.py (plan, status, history), cli.py (arguments), and what all rest
-on: log.py, run.py, files.py. It needs Python 3.9 or newer and nothing outside the standard library.
+Beside these: config.py and ini.py (deploy.ini over defaults.ini), host.py (machine.ini and the paths below the
+root), dotenv.py (shared/.env), errors.py (outcomes and exit codes), telling.py (the line of a failure that says
+most), views.py (plan, status, history), cli.py (arguments), and what all rest on: log.py, run.py, files.py. It
+needs Python 3.9 or newer and nothing outside the standard library.
 """
 
 from __future__ import annotations

@@ -184,6 +184,10 @@ class View:
         entry = self.commit.tree.get(name)
         return identity(entry) if entry else ""
 
+    def moved(self, seen: Mapping[str, str]) -> str:
+        """What of that which was observed is not as it was, in words; empty if all is."""
+        return changes(seen, {name: self.value(name) for name in seen})
+
     def values(self, step: config.Step, seen: observe.Seen | None) -> dict[str, str]:
         """What is to be recorded of a run, by name: what it was seen to read, but for what `!` takes away."""
         if seen is None or len(seen.opened) + len(seen.listed) > MANY_SEEN:

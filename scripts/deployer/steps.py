@@ -94,8 +94,7 @@ def decide_step(
 
 def why_not(step: config.Step, tree: releases.Kept, view: inputs.View) -> str:
     """Why what was made of the same fingerprint cannot be taken over; empty if it can."""
-    moved = inputs.changes(tree.seen, {name: view.value(name) for name in tree.seen})
-    if moved:
+    if moved := view.moved(tree.seen):
         return moved
     if inputs.MIGRATED in tree.seen:
         return CANNOT_BE_ASKED
@@ -135,8 +134,6 @@ def nearest_venv(step: config.Step, fingerprint: Mapping[str, str], kept: Kept, 
     """
     for tree in kept:
         if tree.use != releases.NOTE and tree.fingerprint.get("Python") == fingerprint.get("Python"):
-            is_same = tree.fingerprint == fingerprint and not inputs.changes(
-                tree.seen, {n: view.value(n) for n in tree.seen}
-            )
+            is_same = tree.fingerprint == fingerprint and not view.moved(tree.seen)
             return tree.path if step.makes_venv and (step.syncs or is_same) else None
     return None
