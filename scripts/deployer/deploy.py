@@ -20,6 +20,7 @@ from deployer import (
     migrations,
     mirror,
     releases,
+    replacing,
     run,
     signatures,
     switching,
@@ -89,7 +90,8 @@ def bring_from(progress: memory.Progress, source: mirror.Mirror) -> memory.Outco
     commit = source.load(wanted, tree)
     config.roles_of(machine.roles, commit.settings)
     good = releases.good_one(machine, releases.current(machine))
-    release = build.build(progress, source, commit)
+    with replacing.making_room(machine):
+        release = build.build(progress, source, commit)
     outcome = switching.switch_and_confirm(progress, release, good, "deploy")
     return tidied(progress, release, outcome)
 

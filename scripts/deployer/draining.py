@@ -112,5 +112,5 @@ def wait_for(fact: Any, seconds: float, what: str) -> bool:
         if not told:
             log.info(f"waiting for at most {seconds:.0f} s: {what}")
             told = True
-        time.sleep(0.1)
+        time.sleep(0.03)
     return found

@@ -32,7 +32,8 @@ class Subject(NamedTuple):
     old: Mapping[str, UnitState] = {}  # units as they were before: their processes must be other ones now
     socket: str = ""  # of the slot that paths are asked through; empty: nginx, at 127.0.0.1
     is_new: bool = False  # it does not serve yet: no question may go the way of the users
-    times: int = 1  # how often each URL is asked
+    times: int = 1  # how often each URL is asked, at the first look
+    was_proved: bool = False  # a moment ago, by these very processes: one look is enough
     is_spoiled: Callable[[], bool] = bool  # whether what it answers does not matter any more
 
     def questions(self) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
@@ -208,14 +209,17 @@ def unit_problem(unit: str, state: UnitState, old: UnitState | None, first: Unit
 def wait_until_healthy(subject: Subject) -> None:
     """Wait until it is healthy and stays so. Raises Unhealthy, saying what was seen last."""
     asks_nothing = not subject.questions() and not any(role.check for role in subject.roles)
-    stay = 0.0 if not subject.units else STAYS_ACTIVE if asks_nothing else STAYS_HEALTHY
+    stay = STAYS_ACTIVE if asks_nothing else STAYS_HEALTHY
+    if subject.was_proved or not subject.units:
+        stay = 0.0
     limit = subject.settings.health_timeout
     deadline = time.monotonic() + limit
     watch = Watch(subject)
     healthy_since, erring_since, told = 0.0, 0.0, False
     while True:
         answer = Answer(watch.look())
-        answer = answer if answer.problem else probe(subject, deadline, watch.look)
+        asked = subject._replace(times=1) if healthy_since else subject  # the second look: does it stay so
+        answer = answer if answer.problem else probe(asked, deadline, watch.look)
         moment = time.monotonic()
         erring_since = (erring_since or moment) if answer.status >= 500 else 0.0
         healthy_since = 0.0 if answer.problem else healthy_since or moment

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from deployer import config, draining, errors, files, health, host, log, memory, releases, services, slots
+from deployer import config, draining, errors, files, health, host, log, memory, releases, run, services, slots
 
 Release = releases.Release
 Slot = slots.Slot
@@ -41,6 +42,24 @@ def prove(progress: memory.Progress, release: Release) -> Slot | None:
         draining.give_up(slot)
         raise errors.Unhealthy(str(error), detail) from None
     return slot
+
+
+@contextlib.contextmanager
+def making_room(machine: host.Machine) -> Iterator[None]:
+    """While a release is made, end what the last deploy left in the slot where it is to start, if nobody is served."""
+    current = releases.current(machine)
+    role = slots.role_of(machine, current)
+    both = slots.slots_of(role) if role else []
+    now = slots.serving(current, both) if current else None
+    left = slots.idle(both, now) if now else None
+    if not role or not left or not slots.is_running(left) or draining.connections(left):
+        yield
+        return
+    ending = run.Background(lambda: draining.end(left, role, machine))
+    try:
+        yield
+    finally:
+        ending.join(10)  # if it takes longer, the proof waits for it, and says so
 
 
 def give_slot(progress: memory.Progress, release: Release) -> None:

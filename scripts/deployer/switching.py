@@ -34,7 +34,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     try:
         if machine.owns_services:
             services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
-        prove(progress, release)
+        was_proved = prove(progress, release)
         progress.stage("switching")
         switch(progress, release, memory.Intent(release.name, good.name if good else "", by))
     except errors.Unhealthy as error:
@@ -48,7 +48,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
         raise
     log.info(f"switched to {release.name}")
     try:
-        reports = activate(progress, release)
+        reports = activate(progress, release, was_proved)
     except (errors.Unhealthy, errors.CommandError) as error:
         log.error(f"{release.short} is not healthy: {error}")
         return go_back(progress, release, good, error)
@@ -57,10 +57,10 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     return memory.Outcome("deployed", f"{release.short} deployed{commits}", services=reports, healthy=True)
 
 
-def prove(progress: memory.Progress, release: Release) -> None:
+def prove(progress: memory.Progress, release: Release) -> bool:
     """Prove the release where that is possible; anew if meanwhile it turned out that a step was still to be run.
 
-    Raises Unhealthy, and DeployError if that step fails.
+    Returns whether it was proved. Raises Unhealthy, and DeployError if that step fails.
     """
     try:
         slot = replacing.prove(progress, release)
@@ -75,6 +75,7 @@ def prove(progress: memory.Progress, release: Release) -> None:
             slot = replacing.prove(progress, release)
     if not slot:
         replacing.give_slot(progress, release)
+    return bool(slot)
 
 
 def switch(progress: memory.Progress, release: Release, intent: memory.Intent) -> None:
@@ -87,10 +88,10 @@ def switch(progress: memory.Progress, release: Release, intent: memory.Intent) -
     releases.make_current(machine, release)
 
 
-def activate(progress: memory.Progress, release: Release) -> Reports:
+def activate(progress: memory.Progress, release: Release, was_proved: bool = False) -> Reports:
     """Bring the services of this machine's roles to the current release; what was done with them, once it is healthy.
 
-    Raises Unhealthy or CommandError.
+    was_proved: just now, in its slot. Raises Unhealthy or CommandError.
     """
     machine, settings = progress.machine, release.settings()
     progress.stage("services", waits_for_services=True)
@@ -102,7 +103,8 @@ def activate(progress: memory.Progress, release: Release) -> Reports:
     states = services.own_states(machine, settings) if progress.request.is_boot else old
     reports = [*replacing.bring(progress, release), *services.bring(machine, settings, states, old)]
     progress.stage("confirming", waits_for_services=True)
-    health.wait_until_healthy(restarted(machine, release, old))
+    as_proved = was_proved and all(report["action"] in ("none", "stopped") for report in reports)
+    health.wait_until_healthy(restarted(machine, release, old)._replace(was_proved=as_proved))
     if wrong := replacing.through_nginx(machine, release):
         raise errors.Unhealthy(wrong)
     # else it would not have returned

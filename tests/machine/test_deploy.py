@@ -274,7 +274,8 @@ def test_rollback_deploy_after_rollback_and_no_more_than_keep(world: World) -> N
     back = frontend.deploy("rollback")
     assert back.outcome == "rolled_back_on_request"
     assert frontend.health() == {"status": 200, "commit": commits[-2]}
-    forward = frontend.deploy()
+    assert frontend.deploy(expect=10).outcome == "failed", "what a person has left, only a person brings back"
+    forward = frontend.deploy("--force")
     assert (forward.outcome, frontend.health()["commit"]) == ("deployed", commits[-1])
     assert len(frontend.out("ls /srv/app/releases").split()) == 3
     envs = frontend.out("ls /srv/app/envs").split()

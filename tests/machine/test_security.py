@@ -186,8 +186,13 @@ def test_services_see_what_systemd_would_give_them(world: World) -> None:
         env = machine.root / "srv/app/shared/.env"
         env.write_text(env.read_text() + text)
         machine.sh(f"systemctl restart {unit}")
-        machine.wait_until(lambda: machine.pids(unit) != "0", f"{unit} does not run")  # noqa: B023
-        own = machine.sh(f"tr '\\0' '\\1' < /proc/{machine.show(unit, 'MainPID')}/environ").stdout.split("\1")
+
+        def environment() -> list[str]:
+            """The process's own; empty while it is between two programs."""
+            return machine.sh(f"tr '\\0' '\\1' < /proc/{machine.show(unit, 'MainPID')}/environ").stdout.split("\1")  # noqa: B023
+
+        machine.wait_until(lambda: "DB_NAME=board" in environment(), f"{unit} does not run")
+        own = environment()
         words = "-p User=app -p EnvironmentFile=/srv/app/shared/.env -p Environment=PYTHONDONTWRITEBYTECODE=1"
         theirs = machine.sh(f"systemd-run -q --pipe --wait {words} env -0 | tr '\\0' '\\1'").stdout.split("\1")
         each = {"INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS"}
