@@ -7,7 +7,7 @@ import os
 import shlex
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
     machine, current = progress.machine, releases.current(progress.machine)
     kept = releases.kept_trees(machine)
     around = look_around(machine, commit)
-    decisions = steps.decide(commit, machine.roles, around, kept, progress.request.full)
+    decisions = steps.decide(commit, machine.roles, around, kept, progress.request.full, machine.shared)
     free = check_space(machine, current, decisions, kept)
     site = commands.Site(machine, commit, releases.new(machine, commit.id))
     with files.removed_on_failure(site.release.path):
@@ -243,11 +243,8 @@ def take_away(release: releases.Release, step: config.Step, kept: Path) -> str:
         (kept / path).parent.mkdir(parents=True, exist_ok=True)
         files.move(release.path / path, kept / path)
     releases.link_kept(release, step, kept)
-    venvs = [path for path in step.provides if (kept / path / "pyvenv.cfg").exists()]
-    for path in venvs:
-        environments.relocate(kept / path, str(release.path / path), str(kept / path))
-    belongs = any(environments.names_release(kept / path, release.path) for path in venvs)
-    return releases.OWN if belongs else releases.ANY
+    belongs = [environments.belongs(release, path, kept / path) for path in step.provides]
+    return releases.OWN if any(belongs) else releases.ANY
 
 
 def instead(site: commands.Site, step: config.Step) -> str:
@@ -289,28 +286,15 @@ def observe_step(making: Making, step: config.Step) -> tuple[dict[str, str], lis
         migrations.check(site, step, run_alone(site, step))
         return {}, []
     provided = {path for other in site.commit.settings.steps for path in other.provides}
-    beyond = [folder for path in made for folder in folders_within(site.release.path, path)]
-    with observe.Observer(site.release.path, provided | {*site.commit.settings.shared}, beyond) as observer:
+    beyond = [folder for path in made for folder in observe.folders_used(site.release.path, path)]
+    shared = site.commit.settings.shared
+    read = [found for path in shared if path != ".env" for found in observe.folders_below(site.release.path, path)]
+    with observe.Observer(site.release.path, provided | {*shared}, beyond, read) as observer:
         notes = run_alone(site, step)
     migrations.check(site, step, notes)
     migrated = {inputs.MIGRATED: "yes"} if notes else {}
-    values = inputs.View(site.commit, made).values(step, observer.seen)
+    values = inputs.View(site.commit, made, site.machine.shared).values(step, observer.seen)
     return {**values, **migrated}, left_by(site, step, observer.seen)
-
-
-def folders_within(top: Path, path: str) -> Iterator[str]:
-    """The folders of what an earlier step provides in which whoever uses it opens a file, relative to `top`.
-
-    A program of an environment reads its pyvenv.cfg; Node.js, the package.json of each package, maybe @OF/PACKAGE.
-    """
-    if (top / path / "pyvenv.cfg").exists():
-        yield from (path, f"{path}/bin")
-        return
-    for place, folders, _ in os.walk(top / path):
-        folder = os.path.relpath(place, top)
-        yield folder
-        if os.path.basename(path) == "node_modules" and folder.count("/") - path.count("/") >= 2:
-            folders.clear()
 
 
 def left_by(site: commands.Site, step: config.Step, seen: observe.Seen | None) -> list[str]:

@@ -263,9 +263,16 @@ def is_rewound(progress: memory.Progress, source: mirror.Mirror, current: releas
 
 
 def what_changed(machine: host.Machine, release: releases.Release) -> str:
-    """What is not as it was when the release was made, and matters to it: variables, roles, the interpreters."""
+    """What is not as it was when the release was made, and matters to it: variables, roles, the interpreters.
+
+    And what its steps read below shared/.
+    """
     made_with: dict[str, str] = release.meta.get("made_with", {})
-    return inputs.changes(made_with, tools.look(machine, [*made_with], release.settings().python))
+    now = tools.look(machine, [*made_with], release.settings().python)
+    mine = [tree for tree in releases.kept_trees(machine) if tree.path.name in release.meta.get("envs", [])]
+    read = {name: value for tree in mine for name, value in tree.seen.items() if name.startswith(inputs.SHARED)}
+    present = {name: inputs.shared_value(machine.shared, name) for name in read}
+    return inputs.changes({**made_with, **read}, {**now, **present})
 
 
 def stays_bad(request: memory.Request, bad: Mapping[str, str]) -> bool:

@@ -50,10 +50,10 @@ def fill(
     if nearest:
         forget_compiled(venv, began)
     compile_venv(venv, few=bool(nearest), timeout=step.timeout)
-    belongs = names_release(venv, site.release.path)
-    if belongs:
+    is_own = names_release(venv, site.release.path)
+    if is_own:
         log.info("  packages of the repository are in it: it belongs to this release")
-    return note._replace(seen=seen, left=left, use=releases.OWN if belongs else releases.ANY)
+    return note._replace(seen=seen, left=left, use=releases.OWN if is_own else releases.ANY)
 
 
 def compile_venv(venv: Path, few: bool, timeout: float) -> None:
@@ -86,6 +86,21 @@ def relocate(venv: Path, old: str, new: str) -> None:
             data = path.read_bytes()
             if old.encode() in data:
                 path.write_bytes(data.replace(old.encode(), new.encode()))
+
+
+# --- what leads into the release that it was made in
+
+
+def belongs(release: releases.Release, path: str, kept: Path) -> bool:
+    """Whether what a step made at a path of a release, and is kept now, can serve no other; environments are mended."""
+    if (kept / "pyvenv.cfg").exists():
+        relocate(kept, str(release.path / path), str(kept))
+        return names_release(kept, release.path)
+    # of installed packages it is known: a path in one is where something was built, and nobody looks there again
+    found = "" if kept.name == "node_modules" else files.holding(kept, release.name)
+    if found:
+        log.info(f"  {found} names the release that it was made in: each release has its own")
+    return bool(found)
 
 
 # --- packages that lie in the repository

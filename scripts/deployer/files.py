@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -175,6 +177,43 @@ def database_in(place: Path) -> Path | None:
                     if file.read(16) == b"SQLite format 3\0":
                         return path
     return None
+
+
+def identity(path: Path) -> str:
+    """What a file holds, or which names a folder, by a digest; of what is very large, size and time. Empty: nothing."""
+    try:
+        about = path.stat()
+        if stat.S_ISDIR(about.st_mode):
+            return hashlib.sha256("\0".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape")).hexdigest()
+        if not stat.S_ISREG(about.st_mode):
+            return ""
+        if about.st_size > 100_000_000:
+            return f"{about.st_size} {about.st_mtime_ns}"
+        with open(path, "rb") as file:
+            found = hashlib.sha256()
+            while part := file.read(1_000_000):
+                found.update(part)
+        return found.hexdigest()
+    except OSError:
+        return ""
+
+
+def holding(top: Path, text: str) -> str:
+    """A file below `top`, or `top` itself, in which the text occurs, or a link that leads there; empty: none."""
+    is_folder = top.is_dir() and not top.is_symlink()
+    for path in top.rglob("*") if is_folder else [top]:
+        if path.is_symlink():
+            found = text in os.readlink(path)
+        else:
+            found = path.is_file() and path.stat().st_size > 0 and is_in(path, text.encode())
+        if found:
+            return path.name if path == top else f"{top.name}/{path.relative_to(top)}"
+    return ""
+
+
+def is_in(path: Path, data: bytes) -> bool:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(data) >= 0
 
 
 def free_bytes(path: Path) -> int:

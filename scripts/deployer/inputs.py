@@ -9,20 +9,22 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from deployer import config, log, mirror, observe, tools
+from deployer import config, files, log, mirror, observe, tools
 
 MANY_INPUTS = 500  # beyond so many files a step's inputs are recorded by one hash
 MANY_SEEN = 5000  # beyond so many that a step has read, every file of the commit counts
 # names of what is no file
-MADE, NAMES, LOOKED_FOR, LINKS, ALL_FILES = (
+MADE, SHARED, NAMES, LOOKED_FOR, LINKS, ALL_FILES = (
     "made: ",
+    "shared: ",  # what a path of `shared =` leads to, or a folder there if it ends with a slash
     "names in ",
     "settings in ",
     "symbolic links",
     "any file of the commit",
 )
-# what a program may look for where it reads a file, and not find: configuration, and other forms of the same module
+# what an installer of packages may look for and not find; any other program may look for whatever it likes
 MAY_BE_LOOKED_FOR = re.compile(
     r"(.*/)?(\..+|patches|Makefile|.*\.(toml|cfg|ini|conf|lock|json|json5|ya?ml|xml|py|[cm]?[jt]sx?|vue|css|scss|sass|less))"
 )
@@ -108,8 +110,8 @@ def matching(inputs: Sequence[str], tree: mirror.Tree) -> dict[str, str]:
         if item.startswith("!"):
             found = {path: oid for path, oid in found.items() if not pattern.matches(path)}
         else:
-            files = ((path, entry) for path, entry in tree.items() if entry.kind != "tree")
-            found.update((path, identity(entry)) for path, entry in files if pattern.matches(path))
+            entries = ((path, entry) for path, entry in tree.items() if entry.kind != "tree")
+            found.update((path, identity(entry)) for path, entry in entries if pattern.matches(path))
     return found
 
 
@@ -147,9 +149,9 @@ def key_of(step: config.Step, fingerprint: Mapping[str, str]) -> str:
 class View:
     """A commit as a step that runs in it sees it: what its result may depend on beside what it names."""
 
-    def __init__(self, commit: mirror.Commit, made: Mapping[str, str]) -> None:
+    def __init__(self, commit: mirror.Commit, made: Mapping[str, str], shared: Path = Path("shared")) -> None:
         """made: path that an earlier step provides -> name of the kept tree behind it; empty: it is made anew."""
-        self.commit, self.made = commit, made
+        self.commit, self.made, self.shared = commit, made, shared
 
     @functools.cached_property
     def folders(self) -> dict[str, list[tuple[str, str]]]:
@@ -168,25 +170,29 @@ class View:
     def all_files(self) -> str:
         return digest_of({path: identity(entry) for path, entry in self.commit.tree.items()})
 
-    def value(self, name: str) -> str:
+    def value(self, name: str, apart: Sequence[Pattern]) -> str:
         """The present value of something that was observed; empty if it is not there any more."""
         if name == MIGRATED:
             return "yes"
         if name.startswith(MADE):
             return self.made.get(name[len(MADE) :], "")
+        if name.startswith(SHARED):
+            return shared_value(self.shared, name)
         if name in (LINKS, ALL_FILES, "REVISION"):
             return {LINKS: self.links, ALL_FILES: self.all_files}.get(name, self.commit.id)
         if name.startswith((NAMES, LOOKED_FOR)):
             folder = name.partition(" in ")[2][:-1]
             paths = self.folders.get("" if folder == "." else folder, [])
             every = name.startswith(NAMES)
-            return digest_of({path: kind for path, kind in paths if every or MAY_BE_LOOKED_FOR.fullmatch(path)})
+            paths = [(path, kind) for path, kind in paths if every or MAY_BE_LOOKED_FOR.fullmatch(path)]
+            return digest_of({path: kind for path, kind in paths if not any(one.matches(path) for one in apart)})
         entry = self.commit.tree.get(name)
         return identity(entry) if entry else ""
 
-    def moved(self, seen: Mapping[str, str]) -> str:
-        """What of that which was observed is not as it was, in words; empty if all is."""
-        return changes(seen, {name: self.value(name) for name in seen})
+    def moved(self, step: config.Step, seen: Mapping[str, str]) -> str:
+        """What of that which was observed of a step is not as it was, in words; empty if all is."""
+        apart = taken_away(step)
+        return changes(seen, {name: self.value(name, apart) for name in seen})
 
     def values(self, step: config.Step, seen: observe.Seen | None) -> dict[str, str]:
         """What is to be recorded of a run, by name: what it was seen to read, but for what `!` takes away."""
@@ -195,22 +201,49 @@ class View:
         else:
             names = {self.name_of(path) for path in seen.opened}
             names |= {self.name_of(path, NAMES) for path in seen.listed}
-            names |= {self.name_of(path, LOOKED_FOR) for path in {*map(os.path.dirname, seen.opened)} - seen.listed}
-        apart = [Pattern(item[1:]) for item in step.inputs if item.startswith("!")]
+            kind = LOOKED_FOR if installs(step) else NAMES
+            names |= {self.name_of(path, kind) for path in where_it_looked(step, seen) - seen.listed}
+        apart = taken_away(step)
         names = {name for name in names if not any(pattern.matches(name) for pattern in apart)}
         links = [LINKS] if names and self.links else []
-        return {name: self.value(name) or "not of the commit" for name in [*sorted(names), *links]}
+        return {name: self.value(name, apart) or "not of the commit" for name in [*sorted(names), *links]}
 
     def name_of(self, path: str, folder: str = "") -> str:
         """The name by which a path is recorded: its own, or of the submodule or the kept tree that it lies in."""
         above = [path, *(path[: match.start()] for match in re.finditer("/", path))]
         if provided := [name for name in above if name in self.made]:
             return MADE + provided[0]
+        if {place.rstrip("/") for place in self.commit.settings.shared} & {*above}:
+            return f"{SHARED}{path}/" if folder else SHARED + path
         if submodules := [
             name for name in above if name in self.commit.tree and self.commit.tree[name].kind == "commit"
         ]:
             return submodules[0]
         return f"{folder}{path or '.'}/" if folder else path
+
+
+def shared_value(shared: Path, name: str) -> str:
+    """The present value of something below shared/ that was observed."""
+    return files.identity(shared / name[len(SHARED) :])
+
+
+def taken_away(step: config.Step) -> list[Pattern]:
+    """What `!` takes away from the inputs does not count when it is read, either."""
+    return [Pattern(item[1:]) for item in step.inputs if item.startswith("!")]
+
+
+def installs(step: config.Step) -> bool:
+    """Whether it installs packages: then it is known what it looks for."""
+    return step.makes_venv or any(os.path.basename(path.rstrip("/")) == "node_modules" for path in step.provides)
+
+
+def where_it_looked(step: config.Step, seen: observe.Seen) -> set[str]:
+    """Folders in which a step may have looked for what was not there: no kernel tells that."""
+    places = {*map(os.path.dirname, seen.opened)}
+    if not installs(step):
+        above = {path[: match.start()] for path in places for match in re.finditer("/", path)}
+        places |= above | {"", step.cwd} if seen.opened else {step.cwd}
+    return places
 
 
 # --- in words
@@ -235,12 +268,15 @@ def in_words(name: str, before: Mapping[str, str] | None = None, after: Mapping[
     """What was recorded under that name, as people see it."""
     if before and after and name in AROUND[2:] and before.get(name) and after.get(name):
         return f"{name} {before[name]} -> {after[name]}"
+    if name.startswith(SHARED):
+        return f"{'names in ' * name.endswith('/')}shared/{name[len(SHARED) :]}"
     return name[len(MADE) :] if name.startswith(MADE) else name
 
 
 def is_file(name: str) -> bool:
-    """Whether a name of what was observed is that of a file of the commit."""
-    return not name.startswith((MADE, NAMES, LOOKED_FOR)) and name not in (LINKS, ALL_FILES, MIGRATED)
+    """Whether a name of what was observed is that of a file."""
+    is_other = name.startswith((MADE, NAMES, LOOKED_FOR)) or name in (LINKS, ALL_FILES, MIGRATED)
+    return not is_other and not (name.startswith(SHARED) and name.endswith("/"))
 
 
 def is_named(path: str, inputs: Mapping[str, str]) -> bool:

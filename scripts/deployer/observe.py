@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import select
@@ -15,6 +16,7 @@ OPEN, FOLDER = 0x20, 0x40000000  # the latter: it is one
 MAKES = 0x80 | 0x100  # moved to here, or made
 CHANGES = 0x2 | 0x4 | 0x8 | 0x40 | 0x200 | MAKES  # written, its mode set, moved away or removed
 OVERFLOW = 0x4000
+MANY_FOLDERS = 500  # below shared/
 EVENT = struct.Struct("iIII")
 CACHES = re.compile(r"(.*/)?__pycache__(/.*)?|.*\.pyc")  # Python's own, which it checks against the source itself
 
@@ -33,13 +35,14 @@ class Observer(threading.Thread):
     A file that is only asked about (stat), or looked for in vain, is no event.
     """
 
-    def __init__(self, top: Path, apart: Collection[str], beyond: Sequence[str] = ()) -> None:
+    def __init__(self, top: Path, apart: Collection[str], beyond: Sequence[str] = (), read: Sequence[str] = ()) -> None:
         """top: what is watched, links in it are not followed. apart: paths below it that do not count.
 
-        beyond: folders behind links in it whose own files are watched, too.
+        beyond: folders behind links in it whose own files are watched, too. read: files and folders behind links of
+        which it is only watched whether they are read.
         """
         super().__init__(daemon=True)
-        self.top, self.apart, self.beyond = top, {path.rstrip("/") for path in apart}, beyond
+        self.top, self.apart, self.beyond, self.only_read = top, {path.rstrip("/") for path in apart}, beyond, read
         self.folders: dict[int, str] = {}  # by watch
         self.known: set[str] = set()  # of which there was an event
         self.made: set[str] = set()  # which was their making
@@ -58,14 +61,17 @@ class Observer(threading.Thread):
         self.stopped, self.stop = os.pipe()
         for folder in (*folders_of(self.top, self.apart), *self.beyond):
             if self.is_complete and (self.top / folder).is_dir():
-                self.watch(folder)
+                self.watch(folder, OPEN | CHANGES)
+        for path in self.only_read:
+            if self.is_complete and (self.top / path).exists():
+                self.watch(path, OPEN)
         if self.is_complete:
             self.start()
         return self
 
-    def watch(self, folder: str) -> None:
-        place = os.path.join(os.fsencode(self.top / folder), b".")  # else a link would not be followed
-        number = self.calls.inotify_add_watch(self.events, place, OPEN | CHANGES)
+    def watch(self, folder: str, mask: int) -> None:
+        place = os.fsencode(os.path.realpath(self.top / folder))
+        number = self.calls.inotify_add_watch(self.events, place, mask)
         self.is_complete = number >= 0  # else there are more folders than this user may watch
         self.folders[number] = folder
 
@@ -142,3 +148,24 @@ def folders_of(top: Path, apart: set[str]) -> Iterator[str]:
         folder = "" if folder == "." else folder
         yield folder
         folders[:] = [name for name in folders if os.path.join(folder, name) not in apart]
+
+
+def folders_used(top: Path, path: str) -> Iterator[str]:
+    """The folders of what an earlier step provides in which whoever uses it opens a file, relative to `top`.
+
+    A program of an environment reads its pyvenv.cfg; Node.js, the package.json of each package, maybe @OF/PACKAGE.
+    """
+    if (top / path / "pyvenv.cfg").exists():
+        yield from (path, f"{path}/bin")
+        return
+    for place, folders, _ in os.walk(top / path):
+        folder = os.path.relpath(place, top)
+        yield folder
+        if os.path.basename(path) == "node_modules" and folder.count("/") - path.count("/") >= 2:
+            folders.clear()
+
+
+def folders_below(top: Path, path: str) -> list[str]:
+    """What a link leads to, and the folders below it, relative to `top`; of very many (uploads, say) not all."""
+    walk = (os.path.relpath(place, top) for place, _, _ in os.walk(top / path))
+    return [*itertools.islice(walk, MANY_FOLDERS)] or [path]

@@ -26,15 +26,20 @@ class Decision(NamedTuple):
 
 
 def decide(
-    commit: mirror.Commit, roles: Sequence[str], around: Mapping[str, str], kept: Kept, full: bool = False
+    commit: mirror.Commit,
+    roles: Sequence[str],
+    around: Mapping[str, str],
+    kept: Kept,
+    full: bool = False,
+    shared: Path = Path("shared"),
 ) -> list[Decision]:
     """Decide on each step that applies to the roles and the commit, in order.
 
     around: what results depend on beside the commit, as tools.look() returns it.
-    kept: what is here from before, the last made first.
+    kept: what is here from before, the last made first. shared: where what survives releases lies.
     """
     decisions, made = [], dict[str, str]()
-    view = inputs.View(commit, made)
+    view = inputs.View(commit, made, shared)
     for step in applying(commit, roles):
         fingerprint = inputs.fingerprint_of(step, commit, around)
         decision = decide_step(step, fingerprint, [tree for tree in kept if tree.step == step.name], view, full)
@@ -94,14 +99,14 @@ def decide_step(
 
 def why_not(step: config.Step, tree: releases.Kept, view: inputs.View) -> str:
     """Why what was made of the same fingerprint cannot be taken over; empty if it can."""
-    if moved := view.moved(tree.seen):
-        return moved
     if inputs.MIGRATED in tree.seen:
         return CANNOT_BE_ASKED
+    if moved := view.moved(step, tree.seen):
+        return moved
     if tree.left:
         return f"leaves {log.shorten(', '.join(tree.left))} in the release, which it does not provide"
     if tree.use == releases.OWN:
-        return "it holds packages of the repository, so each release has its own"
+        return "it leads into the release that it was made in, so each release has its own"
     if step.provides and tree.use != releases.ANY:
         return f"{' '.join(step.provides)} is not kept here any more"
     return ""
@@ -134,6 +139,6 @@ def nearest_venv(step: config.Step, fingerprint: Mapping[str, str], kept: Kept, 
     """
     for tree in kept:
         if tree.use != releases.NOTE and tree.fingerprint.get("Python") == fingerprint.get("Python"):
-            is_same = tree.fingerprint == fingerprint and not view.moved(tree.seen)
+            is_same = tree.fingerprint == fingerprint and not view.moved(step, tree.seen)
             return tree.path if step.makes_venv and (step.syncs or is_same) else None
     return None

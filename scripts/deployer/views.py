@@ -38,7 +38,9 @@ def plan(request: memory.Request) -> attempt.Result:
         roles = config.roles_of(machine.roles, commit.settings)
         current = releases.current(machine)
         around = build.look_around(machine, commit)
-        decisions = steps.decide(commit, machine.roles, around, releases.kept_trees(machine), request.full)
+        decisions = steps.decide(
+            commit, machine.roles, around, releases.kept_trees(machine), request.full, machine.shared
+        )
         ahead = source.count(current.commit if current else None, commit.id)
     bad = memory.bad_commits(machine).get(commit.id)
     outdated = deploy.what_changed(machine, current) if current and current.commit == commit.id else ""

@@ -30,6 +30,7 @@ class Mend(NamedTuple):
 
 NOTHING_IS_OBSERVED = "inputs.View.values = lambda *_: {}"
 NOTHING_BELONGS = "environments.names_release = lambda *_, **__: False"
+NOBODY_LOOKS_IN_VAIN = "inputs.where_it_looked = lambda *_: set()"
 NOTHING_IS_LEFT = "build.left_by = lambda *_: []"
 RELEASES_LAST = 'deploy.what_changed = lambda *_: ""'
 NOTHING_LIES_IN_FOLDERS = """
@@ -129,7 +130,7 @@ MENDS = [
         "A4 new configuration",
         "a configuration file that a program looks for and that appears is not seen",
         "npm-build keep=1: npm-build.config",
-        without_observed("n.startswith(inputs.LOOKED_FOR)"),
+        NOBODY_LOOKS_IN_VAIN,
     ),
     Mend("A4 script", "the build's own script is not seen", "npm-build keep=1: npm-build.script", NOTHING_IS_OBSERVED),
     Mend("A4 template", "a template that is scanned is not seen", "scan-py keep=1: scan-py.page", NOTHING_IS_OBSERVED),
@@ -313,14 +314,41 @@ MENDS = [
         "commands.EACH_COMMIT = ()",
     ),
     Mend("keys", "a changed env is not seen", "keys keep=1: keys.mode", without_known("n == 'env'")),
+    Mend(
+        "optional file",
+        "a file that a program looked for in vain appears",
+        "optional keep=1: optional.file",
+        NOBODY_LOOKS_IN_VAIN,
+    ),
+    Mend(
+        "optional folder",
+        "a folder that a program looked for in vain appears",
+        "optional keep=1: optional.folder",
+        NOBODY_LOOKS_IN_VAIN,
+    ),
+    Mend(
+        "absolute",
+        "what a step made names a release that is removed",
+        "absolute keep=1: docs",
+        'files.holding = lambda *_: ""',
+    ),
+    Mend(
+        "shared",
+        "a file below shared/ that a step reads changed, and it is skipped",
+        "setting keep=1: setting+docs",
+        "observe.folders_below = lambda *_: []",
+    ),
+    Mend(
+        "shared, same commit",
+        "a file below shared/ changed, and the same commit is not made ready anew",
+        "setting keep=1: setting",
+        RELEASES_LAST,
+    ),
 ]
 
 # What is known not to be seen: docs/deploy-ini.md says so. A witness that shows nothing any more belongs above.
 LIMITS = [
-    Mend("optional file", "a file that a program looked for in vain appears", "optional keep=1: optional.file"),
-    Mend("optional folder", "a folder that a program looked for in vain appears", "optional keep=1: optional.folder"),
-    Mend("absolute", "what a step made names a release that is removed", "absolute keep=1: docs"),
-    Mend("shared", "a file below shared/ that a step reads changed, and it is skipped", "setting keep=1: setting+docs"),
+    Mend("elsewhere", "a file appears that was looked for where the program read nothing", "vain keep=1: vain.file"),
 ]
 
 DEAR = {"pip": 6, "poetry": 6, "django": 6, "own": 3, "npm": 2, "uv": 1}  # what takes long, roughly in seconds

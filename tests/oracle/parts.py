@@ -720,6 +720,16 @@ OTHERS = [
         weight=0,
     ),
     Part(
+        "vain",
+        "a step looks for a file in a folder in which it reads nothing",
+        files={"vain/base.txt": "base {n}\n", "elsewhere/README": "maybe more\n"},
+        ini="[step vain]\ninputs = vain/base.txt\nprovides = vain/out.txt\n"
+        "run = sh -c 'cat vain/base.txt $(test -e elsewhere/x && echo elsewhere/x) > vain/out.txt'\n",
+        looks=("read vain/out.txt",),
+        changes={"file": {"elsewhere/x": "extra {n}\n"}, "base": {"vain/base.txt": "base {n}\n"}},
+        weight=0,
+    ),
+    Part(
         "optional",
         "a step looks for a file and a folder that are not there yet",
         files={"optional/base.txt": "base {n}\n"},

@@ -41,8 +41,16 @@ def test_second_run_is_unchanged_and_writes_nothing(app: App) -> None:
     [
         ({"code.py": "print(2)\n"}, ["always"], {"assets": "kept: same src/"}),
         ({"src/b": "b\n"}, ["assets", "always"], {"assets": "src/ changed"}),
-        ({"db/two.sql": "2;\n"}, ["schema", "always"], {"schema": "db/two.sql is new"}),
-        ({"one.sql": None, "two.sql": "2;\n"}, ["schema", "always"], {"schema": "two.sql is new; one.sql is gone"}),
+        (
+            {"db/two.sql": "2;\n"},
+            ["assets", "schema", "always"],
+            {"assets": "names in ./ changed", "schema": "db/two.sql is new"},
+        ),
+        (
+            {"one.sql": None, "two.sql": "2;\n"},
+            ["assets", "schema", "always"],
+            {"assets": "names in ./ changed", "schema": "two.sql is new; one.sql is gone"},
+        ),
         (
             {"deploy.ini": DEPLOY_INI.replace("echo built", "echo made")},
             ["assets", "always"],
@@ -560,7 +568,7 @@ def test_inputs_may_take_away_what_a_pattern_named(app: App) -> None:
     text = "\n[step most]\ninputs = ** !**/*.py **/settings*.py\nrun = true\n"
     app.commit({"deploy.ini": DEPLOY_INI + text, "conf/settings_uat.py": "", "pages/a.html": "", "x.py": ""})
     app.deploy()
-    for name, runs in (("x.py", False), ("sub/y.py", False), ("pages/a.html", True), ("conf/settings_uat.py", True)):
+    for name, runs in (("x.py", False), ("conf/y.py", False), ("pages/a.html", True), ("conf/settings_uat.py", True)):
         app.commit({name: "changed\n"})
         done = app.deploy()
         assert ("most" in done.ran()) == runs, name

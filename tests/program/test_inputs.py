@@ -36,7 +36,7 @@ def app(tmp_path: Path) -> App:
 
 def commit(app: App, run: str, more: str = "", **files: str | None) -> str:
     own = {name.replace("__", "/"): text for name, text in files.items()}
-    return app.commit({"deploy.ini": INI.format(run=run) + more, "package": "", **own})
+    return app.commit({"deploy.ini": INI.format(run=run) + more, "package": "", "code.py": "", **own})
 
 
 def env(app: App, text: str) -> None:
@@ -104,7 +104,7 @@ def test_a_step_with_inputs_does_not_see_what_differs_in_each_commit(app: App) -
 def test_the_commits_own_name_may_be_read(app: App) -> None:
     commit(app, "sh -c 'mkdir dist; cat REVISION > dist/all'")
     app.deploy()
-    new = app.commit({"other": ""})
+    new = app.commit({"code.py": "1"})
     assert app.deploy().why("bundle") == "REVISION changed"
     assert (app.current / "dist/all").read_text() == f"{new}\n"
 
@@ -205,14 +205,14 @@ def test_what_a_step_leaves_is_there_in_each_release(app: App) -> None:
     commit(app, "sh -c 'mkdir dist'", more, **{"locale__de.po": "1\n"})
     done = app.deploy()
     assert "messages leaves locale/de.mo in the release and does not provide it" in done.log
-    app.commit({"other": ""})
+    app.commit({"code.py": "1"})
     done = app.deploy()
     assert (done.ran(), (app.current / "locale/de.mo").read_text()) == (["messages"], "1\n")
     assert done.why("messages") == "leaves locale/de.mo in the release, which it does not provide"
     app.commit({"deploy.ini": (app.origin / "deploy.ini").read_text().replace("po.mo", "po").replace(
         "locale/**\n", "locale/**\nprovides = locale/de.mo\n")})  # fmt: skip
     app.deploy()
-    app.commit({"other": "2"})
+    app.commit({"code.py": "2"})
     assert app.deploy().ran() == []
     assert (app.current / "locale/de.mo").read_text() == "1\n"
 
@@ -220,7 +220,7 @@ def test_what_a_step_leaves_is_there_in_each_release(app: App) -> None:
 def test_what_a_step_only_touches_is_not_left(app: App) -> None:
     commit(app, "sh -c 'mkdir dist; touch package; cp package x; cp x package; rm x'")
     app.deploy()
-    app.commit({"other": ""})
+    app.commit({"code.py": "1"})
     assert app.deploy().ran() == []
 
 
@@ -236,12 +236,13 @@ def test_a_database_inside_the_release_is_refused(app: App) -> None:
     assert (app.root / "shared/data/db.sqlite3").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_an_environment_made_elsewhere_outlives_the_release_that_made_it(app: App) -> None:
     more = "[step backend]\ninputs = package\nprovides = backend/.venv\ncwd = backend\nrun = python3 -m venv .venv\n"
     commit(app, "sh -c 'mkdir dist'", more, backend__x="")
     app.deploy()
     for number in range(3):  # keep = 2: the first is gone
-        app.commit({"other": f"{number}"})
+        app.commit({"code.py": f"{number}"})
         assert app.deploy().ran() == []
     done = subprocess.run(
         [app.current / "backend/.venv/bin/pip", "--version"], capture_output=True, text=True, check=False

@@ -123,7 +123,7 @@ def test_a_tree_may_be_older_but_what_is_done_elsewhere_is_as_the_last_run_left_
     ("facts", "why"),
     [
         ({"use": releases.NOTE}, "out is not kept here any more"),
-        ({"use": releases.OWN}, "it holds packages of the repository, so each release has its own"),
+        ({"use": releases.OWN}, "it leads into the release that it was made in, so each release has its own"),
         ({"left": ["x.mo"]}, "leaves x.mo in the release, which it does not provide"),
     ],
 )
@@ -174,13 +174,48 @@ def test_what_a_step_read_counts_though_nobody_named_it() -> None:
     kept = [kept_of(decide([])["tree"], seen=read)]
     assert decide(kept)["tree"].why == "kept: same src/, lock, .env, and 1 more file that it read"
     assert decide(kept, **{"a.sql": "b9"})["tree"].why == "a.sql changed"
-    assert decide(kept, **{"a.sql": ""})["tree"].why == "a.sql is gone"
+    assert decide(kept, **{"a.sql": ""})["tree"].why == "names in ./ changed; a.sql is gone"
     assert decide(kept, **{"old__c.sql": "b9"})["tree"].why == "names in old/ changed"
     assert decide(kept, **{"old__b.sql": "b9"})["tree"].needed is False, "it did not read it"
-    assert decide(kept, **{"new.txt": "b9"})["tree"].needed is False, "nor look there"
-    assert decide(kept, **{".toolrc": "b9"})["tree"].why == "settings in ./ changed", (
+    assert decide(kept, **{"old__d__x": "b9"})["tree"].needed is False, "nor look there"
+    assert decide(kept, **{"optional.txt": "b9"})["tree"].why == "names in ./ changed", (
         "it may have looked for that in vain"
     )
+
+
+def test_an_installer_looks_for_its_settings_in_vain_and_for_nothing_else() -> None:
+    ini = INI.replace("provides = out", "provides = .venv").replace("[step python]\nrun =\n", "")
+    step = next(step for step in commit(ini).settings.steps if step.name == "tree")
+    read = inputs.View(commit(), {}).values(step, seen("a.sql"))
+
+    def moved(**changes: str) -> str:
+        return inputs.View(commit(**changes), {}).moved(step, read)
+
+    assert moved(**{"new.txt": "b9"}) == ""
+    assert moved(**{".toolrc": "b9"}) == "settings in ./ changed"
+
+
+def test_where_a_program_may_have_looked() -> None:
+    step = config.Step("s", cwd="c/d")
+    assert inputs.where_it_looked(step, seen("a/b/x")) == {"", "a", "a/b", "c/d"}
+    assert inputs.where_it_looked(step, seen()) == {"c/d"}
+    assert inputs.where_it_looked(step._replace(provides=("c/node_modules",)), seen("a/b/x")) == {"a/b"}
+
+
+def test_what_a_step_reads_below_shared_counts(tmp_path: Path) -> None:
+    ini = INI.replace("[step tree]", "[deploy]\nshared = .env settings\n[step tree]")
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "value").write_text("1")
+    view = inputs.View(commit(ini), {}, tmp_path)
+    read = view.values(config.Step("s"), seen("settings/value", "settings"))
+    assert view.moved(config.Step("s"), read) == ""
+    (tmp_path / "settings" / "value").write_text("2")
+    assert view.moved(config.Step("s"), read) == "shared/settings/value changed"
+    (tmp_path / "settings" / "value").write_text("1")
+    (tmp_path / "settings" / "other").write_text("")
+    assert view.moved(config.Step("s"), read) == "names in shared/settings/ changed"
+    (tmp_path / "settings" / "value").unlink()
+    assert "shared/settings/value is gone" in view.moved(config.Step("s"), read)
 
 
 def test_of_two_that_were_made_of_the_same_inputs_the_one_that_read_the_same_is_taken() -> None:
@@ -203,7 +238,9 @@ def test_an_earlier_steps_tree_counts_if_it_was_used() -> None:
     first = {each.step.name: each for each in steps.decide(commit(ini), ["web"], AROUND, [])}
     tree = kept_of(first["tree"])
     read = watched(seen("out/x", "out"), {"out": tree.path.name})
-    assert read == {"made: out": tree.path.name}
+    assert read.pop("made: out") == tree.path.name
+    assert {*read} == {"names in ./"}
+    read["made: out"] = tree.path.name
     second = kept_of(first["second"], seen=read)
 
     def again(kept: list[releases.Kept], ini: str = ini) -> steps.Decision:
@@ -218,15 +255,17 @@ def test_files_of_a_submodule_count_as_the_submodule() -> None:
     paths = {path: mirror.Entry("100644", "blob", "b") for path in ("lock", "a.sql")}
     tree = {**paths, "libs": mirror.Entry("040000", "tree", "t"), "libs/x": mirror.Entry("160000", "commit", "c1")}
     view = inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini")), {})
-    assert view.values(config.Step("s"), seen("libs/x/y/z.py", "libs/x/y")) == {"libs/x": "c1"}
+    read = view.values(config.Step("s"), seen("libs/x/y/z.py", "libs/x/y"))
+    assert read.pop("libs/x") == "c1"
+    assert {*read} == {"names in ./", "names in libs/"}
 
 
 def test_what_is_taken_away_from_the_inputs_does_not_count_when_it_is_read() -> None:
     step = config.Step("s", inputs=("**", "!old/**"))
     assert set(inputs.View(commit(), {}).values(step, seen("old/b.sql a.sql"))) == {
         "a.sql",
-        "settings in ./",
-        "settings in old/",
+        "names in ./",
+        "names in old/",
     }
 
 
@@ -236,7 +275,7 @@ def test_a_link_that_leads_elsewhere_counts() -> None:
         return inputs.View(mirror.Commit("c" * 40, tree, config.parse(INI, "deploy.ini")), {})
 
     read = view("b1").values(config.Step("s"), seen("a.sql"))
-    assert {name: view("b2").value(name) for name in read} != read
+    assert {name: view("b2").value(name, []) for name in read} != read
 
 
 @pytest.mark.parametrize(
@@ -261,7 +300,7 @@ def test_pip_starts_from_a_copy_only_where_nothing_is_to_be_removed() -> None:
     def pip(kept: list[releases.Kept], **changes: str) -> steps.Decision:
         return steps.decide(commit(ini, **{**paths, **changes}), ["web"], AROUND, kept)[0]
 
-    own = kept_of(pip([]), use=releases.OWN, seen=watched(seen("a.sql")))
+    own = kept_of(pip([]), use=releases.OWN, seen={"a.sql": "b2"})
     assert pip([own]).nearest == own.path, "only the packages of the repository may differ"
     assert pip([own], **{"requirements.txt": "b2"}).nearest is None
     assert pip([own], **{"a.sql": "b9"}).nearest is None
