@@ -1,8 +1,12 @@
-"""Machine tests: marked by where they lie, refused without root, and with the machines' journals in a failure."""
+"""Machine tests: marked by where they lie, refused without root, and with the machines' journals in a failure.
+
+Tests that take long whatever they find are marked as slow: by where they lie, or where they stand.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,8 @@ from typing import Any
 import pytest
 
 MACHINE_TESTS = Path(__file__).parent / "machine"
+SLOW = [Path(__file__).parent / name for name in ("oracle", "shapes")]
+SLOW_FILES = ("hangs", "postgres", "other_databases", "fuzz")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -17,12 +23,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     machine = [item for item in items if MACHINE_TESTS in item.path.parents]
     for item in machine:
         item.add_marker(pytest.mark.machine)
+    for item in items:
+        if {*SLOW} & {*item.path.parents} or any(name in item.path.name for name in SLOW_FILES):
+            item.add_marker(pytest.mark.slow)
     if machine and os.geteuid() != 0:
         if os.environ.get("CI") == "true":
             raise pytest.UsageError(f"{len(machine)} machine tests need root, and with CI=true none may be left out")
         items[:] = [item for item in items if item not in machine]
         config.stash[LEFT_OUT] = len(machine)
 
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a job in the background; programs under test inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     items[:] = dealt(items, workers)
 

@@ -124,6 +124,7 @@ def ends_in_the_handshake(connection: socket.socket, _: int) -> None:
 # --- a machine that answers, and its ssh does not -------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [closes, resets, refuses_as_sshd_does, ends_in_the_handshake])
 def test_one_that_drops_connections_is_tried_again_and_then_failed(runner: Runner, answer: Any) -> None:
     with listening(answer) as (host, accepted):
@@ -135,6 +136,7 @@ def test_one_that_drops_connections_is_tried_again_and_then_failed(runner: Runne
     assert "127.0.0.1" not in pushed.log, "the address is a secret"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("says", "seconds"), [(b"", "1"), (BANNER, "2")], ids=["nothing", "its banner and no more"])
 def test_one_that_falls_silent_is_told_as_that_in_bounded_time(runner: Runner, says: bytes, seconds: str) -> None:
     options = ["--connect-timeout", seconds]
@@ -174,6 +176,7 @@ GIGABYTE = 1_000_000_000
 RESULT = '{"schema": 1, "outcome": "deployed", "message": "fine", "trigger": "cd"}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("line", ["x" * 999_999, "x" * 98 + "\n"], ids=["an endless line", "lines"])
 def test_a_gigabyte_takes_no_memory_and_hides_no_result(runner: Runner, stream: str, line: str) -> None:
@@ -193,6 +196,7 @@ def test_a_gigabyte_takes_no_memory_and_hides_no_result(runner: Runner, stream: 
     assert ("left out" in pushed.log) == (stream == "stderr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ['"x"', "[[],{}]"])
 def test_a_result_of_a_gigabyte_is_cut_and_not_lost(runner: Runner, what: str) -> None:
     runner.far_side(f"""\

@@ -158,6 +158,7 @@ def test_annotations_stay_within_githubs_limits(tmp_path: Path) -> None:
     assert "m13" in errors[-1]
 
 
+@pytest.mark.slow
 def test_the_webhook_is_told_and_its_failure_is_only_a_warning(tmp_path: Path) -> None:
     bodies = []
 
@@ -187,6 +188,7 @@ def test_the_webhook_is_told_and_its_failure_is_only_a_warning(tmp_path: Path) -
         assert "/secret" not in text
 
 
+@pytest.mark.slow
 def test_the_webhook_has_an_end_however_it_drips(tmp_path: Path) -> None:
     server = socket.create_server(("127.0.0.1", 0))
 

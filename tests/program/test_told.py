@@ -222,6 +222,7 @@ def test_what_a_failed_step_said_is_printed_once(app: App) -> None:
     assert len([line for line in done.log.splitlines() if line.strip(" |") == "only"]) == 1
 
 
+@pytest.mark.slow
 def test_a_proxy_of_the_environment_file_is_used(app: App) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(20)

@@ -842,6 +842,7 @@ def test_cd_refuses_all_but_main_before_a_secret_is_used(cd: Cd, branch: str, fo
     assert "secrets" not in str(parse(WORKFLOWS / "cd.yml")["jobs"]["refuse"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("character", ["x", "\U0001f600", '"'])
 def test_cd_reports_twenty_machines_with_the_longest_results(app: App, tmp_path: Path, character: str) -> None:
     """cd.yml with the real scripts; only ssh is a stand-in, a machine that has as much to say as it may."""

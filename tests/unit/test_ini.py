@@ -72,6 +72,7 @@ def test_as_configparser(text: str) -> None:
     assert by_ini(text) == by_configparser(text)
 
 
+@pytest.mark.slow
 def test_as_configparser_at_random() -> None:
     dice, taken = random.Random(1), 0
     for _ in range(20_000):

@@ -32,6 +32,7 @@ def measured(call: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*GIGABYTE])
 def test_a_gigabyte_of_output_is_not_kept(how: str) -> None:
     done = measured(f"run.command({child(GIGABYTE[how])!r}, live=True, timeout=300)")
@@ -39,6 +40,7 @@ def test_a_gigabyte_of_output_is_not_kept(how: str) -> None:
     assert len(done.stderr) < 10_000_000, "nor is all of it shown"
 
 
+@pytest.mark.slow
 def test_a_gigabyte_where_the_output_is_parsed() -> None:
     call = f"try: run.command({child(GIGABYTE['without a newline'])!r}, timeout=300)\n"
     done = measured(call + "except errors.TooMuch as error: print(error, file=sys.stderr)")
