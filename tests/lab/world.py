@@ -12,6 +12,7 @@ each test boots overlays of that.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
@@ -174,8 +175,8 @@ class World:
             return
         self.closed = True
         atexit.unregister(self.close)
-        for machine in self.machines.values():
-            machine.remove()
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # the kernel takes a second or two for each
+            list(pool.map(lambda machine: machine.remove(), self.machines.values()))
         self.network.down()
         unmount(self.directory)
         shutil.rmtree(self.directory, ignore_errors=True)
