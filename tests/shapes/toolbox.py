@@ -25,36 +25,8 @@ OFFLINE = {
     "npm_config_update_notifier": "false",
 }
 
-# A build backend (PEP 517 and 660) that lies in the package itself and needs nothing.
-BACKEND = """\
-import base64, hashlib, pathlib, re, zipfile
-
-TEXT = pathlib.Path("pyproject.toml").read_text()
-NAME, VERSION = (re.search(rf'^{key} = "(.+)"', TEXT, re.M)[1] for key in ("name", "version"))
-DEPENDS = re.findall(r'"([^"]+)"', (re.search(r"^dependencies = \\[(.*?)\\]", TEXT, re.M | re.S) or ["", ""])[1])
-
-def write(folder, files):
-    about = f"{NAME}-{VERSION}.dist-info"
-    requires = "".join(f"Requires-Dist: {name}\\n" for name in DEPENDS)
-    files = {**files, f"{about}/METADATA": f"Metadata-Version: 2.1\\nName: {NAME}\\nVersion: {VERSION}\\n{requires}",
-             f"{about}/WHEEL": "Wheel-Version: 1.0\\nGenerator: tiny\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"}
-    digest = lambda text: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-    record = "".join(f"{name},sha256={digest(text)},{len(text.encode())}\\n" for name, text in files.items())
-    files[f"{about}/RECORD"] = record + f"{about}/RECORD,,\\n"
-    wheel = f"{NAME}-{VERSION}-py3-none-any.whl"
-    with zipfile.ZipFile(pathlib.Path(folder, wheel), "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return wheel
-
-def build_wheel(folder, config_settings=None, metadata_directory=None):
-    top = pathlib.Path("src") if pathlib.Path("src").is_dir() else pathlib.Path(".")
-    return write(folder, {str(path.relative_to(top)): path.read_text() for path in sorted(top.glob(f"{NAME}/**/*.py"))})
-
-def build_editable(folder, config_settings=None, metadata_directory=None):
-    top = "src" if pathlib.Path("src").is_dir() else "."
-    return write(folder, {f"_{NAME}.pth": str(pathlib.Path(top).resolve()) + "\\n"})
-"""
+# A build backend that lies in the package itself and needs nothing.
+BACKEND = (Path(__file__).parents[1] / "oracle" / "tools" / "backend.py").read_text()
 
 
 def library(name: str, says: str, depends: str = "", folder: str = "libs") -> dict[str, str | bytes | None]:
