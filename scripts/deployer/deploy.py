@@ -90,7 +90,7 @@ def bring_from(progress: memory.Progress, source: mirror.Mirror) -> memory.Outco
     commit = source.load(wanted, tree)
     config.roles_of(machine.roles, commit.settings)
     good = releases.good_one(machine, releases.current(machine))
-    with replacing.making_room(machine):
+    with replacing.making_room(progress):
         release = build.build(progress, source, commit)
     outcome = switching.switch_and_confirm(progress, release, good, "deploy")
     return tidied(progress, release, outcome)

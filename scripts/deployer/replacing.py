@@ -45,9 +45,9 @@ def prove(progress: memory.Progress, release: Release) -> Slot | None:
 
 
 @contextlib.contextmanager
-def making_room(machine: host.Machine) -> Iterator[None]:
+def making_room(progress: memory.Progress) -> Iterator[None]:
     """While a release is made, end what the last deploy left in the slot where it is to start, if nobody is served."""
-    current = releases.current(machine)
+    machine, current = progress.machine, releases.current(progress.machine)
     role = slots.role_of(machine, current)
     both = slots.slots_of(role) if role else []
     now = slots.serving(current, both) if current else None
@@ -59,6 +59,8 @@ def making_room(machine: host.Machine) -> Iterator[None]:
     try:
         yield
     finally:
+        if ending.is_alive():
+            progress.stage("making room")
         ending.join(10)  # if it takes longer, the proof waits for it, and says so
 
 
