@@ -13,6 +13,7 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -220,6 +221,22 @@ def opened_by_root(line: str) -> Iterator[str]:
     for statement in re.split("[;{}]", line):
         match = re.match(rf"({OPENED_BY_ROOT})\s+(.*)", statement.strip())
         yield from (word.strip("\"'") for word in (match[2].split() if match else []) if "://" not in word)
+
+
+def links_that_lead(tops: Sequence[Path], root: Path, users: Sequence[str]) -> Iterator[str]:
+    """What root runs or reads and `deploy` or `app` could change: each would make them root."""
+    owners = {pwd.getpwnam(name).pw_uid for name in users if ground.user_exists(name)}
+    for path in sorted(path for top in tops for path in top.rglob("*")):
+        real = Path(os.path.realpath(path))
+        if root.resolve() in real.parents or (real.exists() and real.stat().st_uid in owners):
+            yield f"{path} leads to {real}, where {users[0]} could change what root runs: copy it"
+
+
+def git_that_verifies() -> Iterator[str]:
+    """Whether git is new enough for `verify = signatures`."""
+    said = ground.call("git", "--version", check=False).stdout if shutil.which("git") else ""
+    if [int(part) for part in re.findall(r"\d+", said)[:2]] < [2, 34]:
+        yield "git: verify = signatures needs 2.34 or newer; deploys fail until it is there"
 
 
 def lies_below(path: str, root: Path) -> bool:

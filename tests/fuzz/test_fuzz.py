@@ -26,8 +26,11 @@ import github
 import push_deploy
 import report_deploys
 import setup_ground
-import setup_machine
+import setup_keys
+import setup_options
+import setup_tree
 from deployer import config, errors, files, host, inputs, memory, views
+from setup_work import Work
 
 MANY = int(os.environ.get("DEPLOY_MACHINE_FUZZ", "0"))
 fuzz = settings(
@@ -340,14 +343,14 @@ def test_machine_ini_is_brought_to_the_options(folder: Path, text: str) -> None:
     root.mkdir(exist_ok=True)
     write(root / "machine.ini", text)
     words = ["--name", "web", "--role", "frontend", "--repo", "git@h:a.git", "--root", str(root)]
-    setup = setup_machine.Setup(setup_machine.make_parser().parse_args(words), config.parse("", "x"))
+    work = Work(setup_options.make_parser().parse_args(words), config.parse("", "x"))
     try:
-        first = setup.machine_ini()
+        first = setup_tree.machine_ini(work)
     except setup_ground.UsageError as error:
         assert "\n" not in str(error)
         return
     (root / "machine.ini").write_text(first, encoding="utf-8", errors="surrogateescape")
-    assert setup.machine_ini() == first, "a second run changes nothing"
+    assert setup_tree.machine_ini(work) == first, "a second run changes nothing"
     with contextlib.suppress(errors.UsageError):
         parser = deployer.ini.parse(first)
         assert (parser["machine"]["name"], parser["machine"]["repo"]) == ("web", "git@h:a.git")
@@ -356,9 +359,9 @@ def test_machine_ini_is_brought_to_the_options(folder: Path, text: str) -> None:
 @fuzz
 @given(ANY, ANY, st.lists(st.one_of(ANY, st.just("ssh-ed25519 AAAA ci")), max_size=4))
 def test_keys_and_allowed_signers(folder: Path, key: str, signers: str, lines: list[str]) -> None:
-    for read, text in ((setup_machine.public_key, key), (setup_machine.allowed_signers, signers)):
+    for read, text in ((setup_options.public_key, key), (setup_options.allowed_signers, signers)):
         write(folder / "file", text)
         with contextlib.suppress(argparse.ArgumentTypeError):
             assert read(str(folder / "file")).strip()
-    others, own = setup_machine.others_and_own(lines, "ssh-ed25519 AAAA ci")
+    others, own = setup_keys.others_and_own(lines, "ssh-ed25519 AAAA ci")
     assert sorted(others + own) == sorted(lines)

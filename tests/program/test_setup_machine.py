@@ -14,13 +14,17 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import setup_ground  # noqa: E402
 import setup_looks  # noqa: E402
-import setup_machine  # noqa: E402
+import setup_options  # noqa: E402
+import setup_report  # noqa: E402
+import setup_ssh  # noqa: E402
+import setup_tree  # noqa: E402
+import setup_wanted  # noqa: E402
 from deployer import carrier  # noqa: E402
 
 
 def options_with(**more: str) -> argparse.Namespace:
     words = ["--ssh", "admin@10.0.0.6:22", "--name", "web", "--role", "frontend", "--repo", "git@h:a.git"]
-    options = setup_machine.make_parser().parse_args(words)
+    options = setup_options.make_parser().parse_args(words)
     options.needs = ["git"]
     for name, value in more.items():
         setattr(options, name, value)
@@ -29,7 +33,7 @@ def options_with(**more: str) -> argparse.Namespace:
 
 def test_what_is_carried_over_ssh() -> None:
     options = options_with(authorize="ssh-ed25519 AAAA ci", allowed_signers="me@example.com ssh-ed25519 AAAA\n")
-    archive, version = setup_machine.packed(options)
+    archive, version = setup_ssh.packed(options)
     files = carrier.unpack(archive, version)
     own = {f"scripts/{name}": data for name, data in carrier.own_files(SCRIPTS).items()}
     assert {name: data for name, data in files.items() if name in own} == own
@@ -39,7 +43,7 @@ def test_what_is_carried_over_ssh() -> None:
     assert set(files) == {*own, *units, *others}
     assert files["authorize.pub"] == b"ssh-ed25519 AAAA ci\n"
 
-    line = setup_machine.remote_command(options, "/tmp/setup-machine.x/archive", version, ask_password=False)
+    line = setup_ssh.remote_command(options, "/tmp/setup-machine.x/archive", version, ask_password=False)
     assert len(line) < 8_000, "sshd passes it on as one argument, of 128 KB at most"
     words = shlex.split(line.partition("; $sudo ")[2].partition("; code=")[0])
     program, mode, place, asked, *arguments = words[words.index("-c") + 1 :]
@@ -50,12 +54,12 @@ def test_what_is_carried_over_ssh() -> None:
 def test_a_file_that_cannot_be_carried_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "systemd").mkdir()
     (tmp_path / "systemd" / ".x.service.swp").write_bytes(b"\xff")
-    monkeypatch.setattr(setup_machine, "UNITS", tmp_path / "systemd")
-    monkeypatch.setattr(setup_machine, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(setup_machine, "HERE", tmp_path / "scripts")
+    monkeypatch.setattr(setup_wanted, "UNITS", tmp_path / "systemd")
+    monkeypatch.setattr(setup_wanted, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(setup_wanted, "HERE", tmp_path / "scripts")
     (tmp_path / "scripts").symlink_to(SCRIPTS)
     with pytest.raises(setup_ground.UsageError, match=r"systemd/\.x\.service\.swp is not text in UTF-8: remove it"):
-        setup_machine.packed(options_with())
+        setup_ssh.packed(options_with())
 
 
 def test_a_program_is_not_spelt_out_in_a_message() -> None:
@@ -102,7 +106,7 @@ def test_patterns_of_sshd() -> None:
 )
 def test_host_keys_are_named_as_ssh_looks_for_them(place: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_text("ssh-ed25519 AAAA root@machine\n")
-    assert setup_machine.host_keys(place, [str(tmp_path / "key")]) == [f"{name} ssh-ed25519 AAAA"]
+    assert setup_report.host_keys(place, [str(tmp_path / "key")]) == [f"{name} ssh-ed25519 AAAA"]
 
 
 def test_whether_what_is_in_bin_is_whole_is_seen_without_a_start(tmp_path: Path) -> None:
@@ -115,7 +119,7 @@ def test_whether_what_is_in_bin_is_whole_is_seen_without_a_start(tmp_path: Path)
     entry.symlink_to(f"../deployers/{version}/deploy_machine.py")
 
     def whole() -> bool:
-        return setup_machine.is_whole(entry, tmp_path / "deployers")
+        return setup_tree.is_whole(entry, tmp_path / "deployers")
 
     assert whole()
     (folder / "deployer/extra.py").symlink_to("/etc/passwd")

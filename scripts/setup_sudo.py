@@ -1,0 +1,48 @@
+"""The sudoers drop-in: exactly the calls that deploys make as root, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import setup_ground as ground
+import setup_old as old
+import setup_packages as packages
+import setup_wanted as wanted
+from deployer import services
+from setup_work import Work
+
+SUDOERS = Path("/etc/sudoers.d/deploy-machine")
+SUDOERS_HEAD = """\
+# Written by setup_machine.py: what a deploy may do as root, and nothing else.
+# Nor on root's terminal: `sudo -u {user} ...` of root gets one of its own, into which a program may type what it likes.
+Defaults>{user} use_pty
+# Deploys have no terminal.
+Defaults:{user} !requiretty"""
+
+
+def sudoers_text(user: str, calls: Sequence[str]) -> str:
+    escaped = [re.sub(r"([,:=\\])", r"\\\1", call) for call in calls]
+    lines = [f"{user} ALL=(root) NOPASSWD: {call}" for call in escaped]
+    return "\n".join([SUDOERS_HEAD.format(user=user), *lines, ""])
+
+
+def make(work: Work) -> None:
+    calls = wanted.sudo_calls(work.settings, work.options.role)
+    if work.old == "serves":  # what a deploy of version 0.1 asks for
+        verbs = ("start", "stop", "restart", "reset-failed")
+        old = [" ".join(services.privileged(verb, old.UNITS[1])) for verb in verbs]
+        calls = [*calls, *(line for line in old if line not in calls)]
+    text = sudoers_text(work.user, calls)
+    if ground.read_text(SUDOERS) != text:  # a broken file there could lock everybody out of sudo
+        if not shutil.which("visudo"):
+            work.todo.append(f"sudo: {packages.HOW_TO_GET['sudo']}; then run this again")
+            return
+        with tempfile.NamedTemporaryFile("w", suffix=".sudoers") as file:
+            file.write(text)
+            file.flush()
+            ground.call("visudo", "--check", "--quiet", "--file", file.name)
+    work.file(SUDOERS, text, 0o440, "root", "root")

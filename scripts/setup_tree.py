@@ -1,0 +1,102 @@
+"""The tree below the root: its directories, machine.ini, shared/.env, and the script in bin/."""
+
+from __future__ import annotations
+
+import configparser
+import io
+import os
+import re
+from pathlib import Path
+
+import setup_ground as ground
+import setup_wanted as wanted
+from deployer import carrier
+from setup_wanted import APP_USER, LIBRARY, PYTHON
+from setup_work import Work
+
+
+def make(work: Work) -> None:
+    user = work.user
+    work.directory(work.root, 0o755, user, user)
+    for name in ("bin", "deployers", "releases", "slots", "envs", "shared"):
+        work.directory(work.root / name, 0o755, user, user)
+    work.directory(work.root / "state", 0o750, user, user)  # what failed steps printed is not for everybody
+    for name in ("media", "data"):
+        work.directory(work.root / "shared" / name, 0o2775, APP_USER, APP_USER)
+    env = work.root / "shared" / ".env"
+    if ground.exists(env):
+        with ground.reached(env) as descriptor:
+            ground.check_file(env, os.fstat(descriptor))
+        work.ownership(env, 0o640, user, APP_USER)
+    else:
+        work.file(env, "# Settings of the application: NAME=value, one a line.\n", 0o640, user, APP_USER)
+    if work.options.allowed_signers:
+        work.file(work.root / "allowed_signers", work.options.allowed_signers, 0o644, "root", "root")
+    work.file(work.root / "machine.ini", machine_ini(work), 0o644, "root", "root")
+    script(work)
+
+
+def machine_ini(work: Work) -> str:
+    """machine.ini with the options' values; what a person added to it stays."""
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), inline_comment_prefixes=(";",))
+    path = work.root / "machine.ini"
+    try:
+        parser.read_string(ground.read_text(path) or "")
+    except (configparser.Error, ValueError) as error:
+        raise ground.UsageError(f"{path}: {' '.join(str(error).split())}") from None
+    options = work.options
+    values = {"name": options.name, "roles": " ".join(options.role), "repo": options.repo, "branch": options.branch}
+    values["verify"] = "signatures" if options.allowed_signers else ""
+    if not parser.has_section("machine"):
+        parser.add_section("machine")
+    for key, value in values.items():
+        if value:
+            parser["machine"][key] = value
+    text = io.StringIO()
+    parser.write(text)
+    return text.getvalue().strip() + "\n"
+
+
+def script(work: Work) -> None:
+    """bin/deploy_machine.py, unless one that works is there: deploys keep it up to date themselves."""
+    path = work.root / "bin" / carrier.ENTRY
+    present = ground.is_there(path)
+    if present and is_whole(path, work.root / carrier.FOLDER):
+        return
+    if work.differs(f"{path}: {'changed' if present else 'created'}"):
+        files = carrier.own_files(wanted.HERE)
+        archive, version = carrier.pack(files), carrier.identity(files)
+        words = [str(work.root), str(len(archive)), version]
+        # as the user who can write there: root must not follow what deploy may have put in place
+        ground.call(PYTHON, "-I", "-c", carrier.program(), *words, user=work.user, stdin=archive)
+        ground.replace_link(path, f"../{carrier.FOLDER}/{version}/{carrier.ENTRY}", work.user)
+
+
+def is_whole(path: Path, versions: Path) -> bool:
+    """Whether bin/deploy_machine.py leads to a version that has all its files, or is a file of version 0.1.
+
+    Only looked at, never started: it is `deploy`'s, and would run on root's behalf.
+    """
+    try:
+        target = ground.link_target(path)
+        if target is None:
+            return "\ndef main(" in (ground.read_text(path) or "")
+        match = re.fullmatch(rf"\.\./{carrier.FOLDER}/([0-9a-f]{{16}})/{re.escape(carrier.ENTRY)}", target)
+        return match is not None and carrier.identity(files_of(versions / match[1])) == match[1]
+    except (ground.SetupError, FileNotFoundError, NotADirectoryError):
+        return False  # what deploy has put into their place
+
+
+def files_of(version: Path) -> dict[str, bytes]:
+    """What carrier.own_files() finds there, read as root may read it."""
+    names = [name for name in ground.names_in(version / carrier.PACKAGE) if name.endswith((".py", ".ini"))]
+    files = [carrier.ENTRY, *(f"{carrier.PACKAGE}/{name}" for name in names)]
+    return {name: (ground.read_text(version / name) or "").encode() for name in files}
+
+
+def library(work: Work, source: Path, path: Path) -> None:
+    """A program of ours that is run there for others, who must not be able to change it."""
+    if not source.exists():
+        raise ground.UsageError(f"{source} is missing: copy the whole of scripts/")
+    work.directory(LIBRARY, 0o755, "root", "root")
+    work.file(path, source.read_text(encoding="utf-8"), 0o755, "root", "root")

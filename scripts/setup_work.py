@@ -1,0 +1,66 @@
+"""The work on one machine: what the options ask for, and each difference, which is put right or, with --check, told."""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+import setup_ground as ground
+from deployer import config
+
+
+class Work:
+    """Brings this machine to what the options say; with `check` it only reports."""
+
+    def __init__(self, options: argparse.Namespace, settings: config.Config) -> None:
+        self.options = options
+        self.settings = settings
+        self.root = Path(options.root)
+        self.user: str = options.user
+        self.changes = 0
+        self.todo: list[str] = []
+        self.found: list[str] = []
+        self.notes: list[str] = []
+        self.old = ""  # what becomes of a service of version 0.1: see setup_old.py
+
+    @property
+    def home(self) -> Path:
+        return Path(pwd.getpwnam(self.user).pw_dir if ground.user_exists(self.user) else f"/home/{self.user}")
+
+    def differs(self, what: str) -> bool:
+        """Count and tell one difference; return whether it is to be put right now."""
+        self.changes += 1
+        ground.say(("differs: " if self.options.check else "+ ") + what)
+        return not self.options.check
+
+    # -- building blocks
+
+    def file(self, path: Path, text: str, mode: int, owner: str, group: str) -> bool:
+        """Give a file this content, mode and owner, at once; return whether its content changed."""
+        present = ground.read_text(path)
+        if present == text:
+            self.ownership(path, mode, owner, group)
+        elif self.differs(f"{path}: {'created' if present is None else 'changed'}"):
+            ground.replace_file(path, text, mode, owner, group)
+        return present != text
+
+    def directory(self, path: Path, mode: int, owner: str, group: str) -> None:
+        if ground.exists(path):
+            self.ownership(path, mode, owner, group)
+        elif self.differs(f"{path}/: created"):
+            ground.make_directory(path, mode, owner, group)
+
+    def ownership(self, path: Path, mode: int, owner: str, group: str) -> None:
+        if not ground.user_exists(owner):
+            return  # --check on a machine that is not set up: the missing user is told already
+        with ground.reached(path) as descriptor:
+            about, place = os.fstat(descriptor), f"/proc/self/fd/{descriptor}"
+            if stat.S_IMODE(about.st_mode) != mode and self.differs(f"{path}: mode {mode:o}"):
+                os.chmod(place, mode)
+            wanted = (pwd.getpwnam(owner).pw_uid, grp.getgrnam(group).gr_gid)
+            if (about.st_uid, about.st_gid) != wanted and self.differs(f"{path}: owner {owner}:{group}"):
+                os.chown(place, *wanted)
