@@ -29,9 +29,13 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class SetupError(Exception):
-    """An expected failure: one line for people."""
+    """An expected failure: one line for people, or a list below it."""
 
     code = EXIT_FAILED
+
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = lines
 
 
 class UsageError(SetupError):

@@ -8,10 +8,10 @@ from pathlib import Path
 import setup_ground as ground
 import setup_tree as tree
 import setup_wanted as wanted
-from setup_wanted import HERE, LIBRARY, PYTHON
+from setup_wanted import HERE, PYTHON
 from setup_work import Work
 
-RESTRICTED_PUSH = LIBRARY / "restricted_push.py"
+RESTRICTED_PUSH = "restricted_push.py"
 
 
 def make(work: Work) -> None:
@@ -32,9 +32,9 @@ def authorize(work: Work, path: Path, line: str) -> None:
     kept, own = others_and_own(lines, line)
     asked = work.options.restrict_ci_key
     wanted = f"restrict {line}"
-    if asked or (asked is None and (not own or any(str(RESTRICTED_PUSH) in entry for entry in own))):
-        tree.library(work, HERE / RESTRICTED_PUSH.name, RESTRICTED_PUSH)
-        wanted = f'restrict,command="{PYTHON} -I {RESTRICTED_PUSH} {work.root}" {line}'
+    if asked or (asked is None and (not own or any(RESTRICTED_PUSH in entry for entry in own))):
+        tree.library(work, HERE / RESTRICTED_PUSH)
+        wanted = f'restrict,command="{PYTHON} -I {work.library / RESTRICTED_PUSH} {work.root}" {line}'
     elif not any("command=" in entry for entry in own) and asked is None:
         work.notes.append(f"CI's key may run anything as {work.user}: --restrict-ci-key lets it deploy, and no more")
     # one line for the key: sshd would take the first that fits. One that a person has changed stays.

@@ -43,6 +43,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import setup_foreign as foreign
 import setup_ground as ground
 import setup_keys as keys
 import setup_looks as looks
@@ -57,6 +58,7 @@ import setup_tree as tree
 import setup_units as units
 import setup_users as users
 import setup_wanted as wanted
+from deployer import host
 from setup_work import Work
 
 EXIT_DIFFERS = 1
@@ -66,14 +68,14 @@ def look(work: Work) -> None:
     """What no change of ours can put right: each with the command that does."""
     options, root = work.options, work.root
     work.found += [*looks.read_by_nginx(root), *looks.read_by_systemd(root)]
-    work.todo += looks.links_that_lead((looks.NGINX, wanted.SYSTEM_UNITS), root, (work.user, wanted.APP_USER))
+    work.todo += looks.links_that_lead((looks.NGINX, wanted.SYSTEM_UNITS), root, (work.user, work.runs_as))
     if options.allowed_signers or "verify" in (ground.read_text(root / "machine.ini") or ""):
         work.todo += looks.git_that_verifies()
     if not ground.user_exists(work.user):
         return
     folder = work.home / ".ssh"
     work.found += [*looks.account(work.user), *looks.sshd(work.user, folder / "authorized_keys")]
-    work.found += looks.sudo(work.user, sudo.SUDOERS, wanted.sudo_calls(work.settings, options.role))
+    work.found += looks.sudo(work.user, sudo.path(work), wanted.sudo_calls(work.settings, options.role, work.app))
     work.found += [*looks.owners(root, work.user), *looks.file_systems(root)]
     work.found += looks.proxy(options.repo, root / "shared" / ".env")
     if wanted.is_ssh(options.repo):
@@ -84,6 +86,21 @@ def look(work: Work) -> None:
 def run(work: Work) -> int:
     """Bring this machine to what the options say; with --check only tell. Returns the exit code."""
     work.old = old.state(work)
+    foreign.check(work)
+    try:
+        make(work)
+    finally:
+        work.save_record()
+    look(work)
+    old.say_what_serves(work)
+    report.tell(work)
+    return EXIT_DIFFERS if work.options.check and (work.changes or work.found) else 0
+
+
+def make(work: Work) -> None:
+    """The parts, in order."""
+    if work.options.replace:
+        foreign.replace(work)
     users.make(work)
     tree.make(work)
     keys.make(work)
@@ -91,16 +108,14 @@ def run(work: Work) -> int:
     sudo.make(work)
     packages.name_missing(work)
     site.name_addresses(work)
-    look(work)
-    old.say_what_serves(work)
-    report.tell(work)
-    return EXIT_DIFFERS if work.options.check and (work.changes or work.found) else 0
 
 
 def main_inner(arguments: Sequence[str]) -> int:
     """Return the exit code. Raises SetupError."""
     options = setup_options.make_parser().parse_args(arguments)
     options.role = list(dict.fromkeys(options.role))
+    options.root = options.root or f"/srv/{options.app or 'app'}"
+    options.user = options.user or host.named_user("deploy", options.app)
     if options.restrict_ci_key is not None and not options.authorize:
         raise ground.UsageError("--restrict-ci-key, --no-restrict-ci-key: name the key's public half with --authorize")
     settings = wanted.read_config()
@@ -113,12 +128,11 @@ def main_inner(arguments: Sequence[str]) -> int:
         raise ground.UsageError("run it as root on the machine (sudo ...), or from elsewhere with --ssh")
     if not Path("/run/systemd/system").is_dir():
         raise ground.UsageError("this machine was not booted with systemd; nothing here could run the services")
-    if options.user == wanted.APP_USER:
-        raise ground.UsageError(
-            f"--user {wanted.APP_USER}: the services run as {wanted.APP_USER}, who must not own the code"
-        )
-    users.check([wanted.APP_USER, options.user])
-    return run(Work(options, settings))
+    work = Work(options, settings)
+    if options.user == work.runs_as:
+        raise ground.UsageError(f"--user {options.user}: the services run as {work.runs_as}, who must not own the code")
+    users.check([work.runs_as, options.user])
+    return run(work)
 
 
 def main() -> NoReturn:
@@ -127,6 +141,8 @@ def main() -> NoReturn:
         sys.exit(main_inner(sys.argv[1:]))
     except ground.SetupError as error:
         ground.say(f"setup_machine.py: {error}", sys.stderr)
+        for line in error.lines:
+            ground.say(f"  {line}", sys.stderr)
         sys.exit(error.code)
     except KeyboardInterrupt:
         print("setup_machine.py: interrupted; a second run goes on from here", file=sys.stderr)

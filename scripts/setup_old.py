@@ -9,7 +9,7 @@ from pathlib import Path
 import setup_ground as ground
 import setup_wanted as wanted
 from deployer import config
-from setup_wanted import DOTENV, PYTHON, SYSTEM_UNITS
+from setup_wanted import PYTHON, SYSTEM_UNITS
 from setup_work import Work
 
 # How version 0.1 ran the web application, where nginx found it, and how that is called once a slot has its name.
@@ -36,6 +36,8 @@ def state(work: Work) -> str:
 
     It "serves" until a deploy has moved the site to a slot, then "ends" what it has begun, then "is done with".
     """
+    if work.app:
+        return ""
     text = ground.read_text(SYSTEM_UNITS / UNITS[1]) or ""
     roles = config.roles_of(work.options.role, work.settings)
     ours = f"{work.root}/current/.venv/bin/gunicorn" in text and ground.user_exists(work.user)
@@ -83,14 +85,14 @@ def prepare_to_move(work: Work) -> bool:
     text = text.replace(f"Requires={UNITS[0]}", f"Wants={UNITS[0]}").replace("RuntimeDirectory=gunicorn\n", "")
     # else systemd would give what root runs below the variables that `deploy` writes, such as LD_PRELOAD
     env = f"{work.root}/shared/.env"
-    start = f"ExecStart={PYTHON} -IS {DOTENV} {env} "
+    start = f"ExecStart={PYTHON} -IS {work.library}/dotenv.py {env} "
     text = text.replace(f"EnvironmentFile=-{env}\n", "").replace(f"ExecStart={work.root}/", f"{start}{work.root}/")
     changed = work.file(service, text, 0o644, "root", "root")
     for unit, lines in ((UNITS[0], SOCKET_LINES), (UNITS[1], SERVICE_LINES)):
         folder = SYSTEM_UNITS / f"{unit}.d"
         work.directory(folder, 0o755, "root", "root")
         text = lines.format(socket=SOCKET, user=work.user, link=link)
-        changed |= work.file(folder / "slots.conf", text, 0o644, "root", "root")
+        changed |= work.install(folder / "slots.conf", text)
     return changed
 
 

@@ -29,8 +29,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--repo", required=True, type=repository, metavar="URL", help="the application's git repository"
     )
     parser.add_argument("--branch", type=branch, metavar="B", help="default: as deploy.ini says, else main")
-    parser.add_argument("--root", default="/srv/app", type=root, metavar="DIR", help="default: /srv/app")
-    parser.add_argument("--user", default="deploy", type=user, help="who owns the code; default: deploy")
+    parser.add_argument("--root", type=root, metavar="DIR", help="default: /srv/app; with --app /srv/NAME")
+    parser.add_argument("--user", type=user, help="who owns the code; default: deploy; with --app deploy-NAME")
+    parser.add_argument(
+        "--app",
+        default="",
+        type=checked(r"([a-z][a-z0-9-]{0,19})?", "a name of at most 20 small letters, digits and -"),
+        metavar="NAME",
+        help="a second application on a machine that has one: its units, users, site and root have this name",
+    )
     parser.add_argument("--ssh", type=place, metavar="[USER@]HOST[:PORT]", help="prepare that machine, from here")
     parser.add_argument("--authorize", type=public_key, metavar="PUBKEY_FILE", help="public half of CI's ssh key")
     parser.add_argument(
@@ -44,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="deploy only commits signed by an ssh key in FILE",
     )
+    parser.add_argument("--replace", action="store_true", help="replace units and a site of others; keep copies")
     parser.add_argument("--check", action="store_true", help="change nothing; list what differs, exit 1 if anything")
     parser.add_argument("--seen-as", help=argparse.SUPPRESS)
     parser.add_argument("--needs", type=lambda text: text.split(","), help=argparse.SUPPRESS)

@@ -83,7 +83,7 @@ def bundle(texts: Mapping[str, str]) -> dict[str, bytes]:
     files = {f"scripts/{name}": data for name, data in carrier.own_files(wanted.HERE).items()}
     paths = [
         *wanted.HERE.glob("setup_*.py"),
-        wanted.HERE / keys.RESTRICTED_PUSH.name,
+        wanted.HERE / keys.RESTRICTED_PUSH,
         *wanted.UNITS.iterdir(),
         wanted.REPOSITORY / "deploy.ini",
     ]
@@ -100,7 +100,9 @@ def remote_command(options: argparse.Namespace, archive: str, version: str, ask_
     if options.restrict_ci_key is not None:
         arguments += ["--restrict-ci-key" if options.restrict_ci_key else "--no-restrict-ci-key"]
     arguments += ["--allowed-signers", "allowed_signers"] if options.allowed_signers else []
-    arguments += ["--check"] if options.check else []
+    arguments += ["--app", options.app] if options.app else []
+    for flag in ("check", "replace"):
+        arguments += [f"--{flag}"] if getattr(options, flag) else []
     arguments += ["--seen-as", options.ssh.rpartition("@")[2], "--needs", ",".join(options.needs)]
     words = ["python3", "-I", "-c", carrier.program(), "setup", archive, version, *arguments]
     sudo = "sudo" if ask_password else "sudo -n"

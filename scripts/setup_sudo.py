@@ -15,7 +15,6 @@ import setup_wanted as wanted
 from deployer import services
 from setup_work import Work
 
-SUDOERS = Path("/etc/sudoers.d/deploy-machine")
 SUDOERS_HEAD = """\
 # Written by setup_machine.py: what a deploy may do as root, and nothing else.
 # Nor on root's terminal: `sudo -u {user} ...` of root gets one of its own, into which a program may type what it likes.
@@ -30,14 +29,25 @@ def sudoers_text(user: str, calls: Sequence[str]) -> str:
     return "\n".join([SUDOERS_HEAD.format(user=user), *lines, ""])
 
 
-def make(work: Work) -> None:
-    calls = wanted.sudo_calls(work.settings, work.options.role)
+def path(work: Work) -> Path:
+    """Where it lies."""
+    return wanted.sudoers(work.app)
+
+
+def text_for(work: Work) -> str:
+    """Its lines for this machine."""
+    calls = wanted.sudo_calls(work.settings, work.options.role, work.app)
     if work.old == "serves":  # what a deploy of version 0.1 asks for
         verbs = ("start", "stop", "restart", "reset-failed")
-        old = [" ".join(services.privileged(verb, old.UNITS[1])) for verb in verbs]
-        calls = [*calls, *(line for line in old if line not in calls)]
-    text = sudoers_text(work.user, calls)
-    if ground.read_text(SUDOERS) != text:  # a broken file there could lock everybody out of sudo
+        before = [" ".join(services.privileged(verb, old.UNITS[1])) for verb in verbs]
+        calls = [*calls, *(line for line in before if line not in calls)]
+    return sudoers_text(work.user, calls)
+
+
+def make(work: Work) -> None:
+    """Write it, checked: a broken file there could lock everybody out of sudo."""
+    text = text_for(work)
+    if ground.read_text(path(work)) != text:
         if not shutil.which("visudo"):
             work.todo.append(f"sudo: {packages.HOW_TO_GET['sudo']}; then run this again")
             return
@@ -45,4 +55,4 @@ def make(work: Work) -> None:
             file.write(text)
             file.flush()
             ground.call("visudo", "--check", "--quiet", "--file", file.name)
-    work.file(SUDOERS, text, 0o440, "root", "root")
+    work.install(path(work), text, 0o440)

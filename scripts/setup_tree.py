@@ -11,7 +11,7 @@ from pathlib import Path
 import setup_ground as ground
 import setup_wanted as wanted
 from deployer import carrier
-from setup_wanted import APP_USER, LIBRARY, PYTHON
+from setup_wanted import PYTHON
 from setup_work import Work
 
 
@@ -22,14 +22,14 @@ def make(work: Work) -> None:
         work.directory(work.root / name, 0o755, user, user)
     work.directory(work.root / "state", 0o750, user, user)  # what failed steps printed is not for everybody
     for name in ("media", "data"):
-        work.directory(work.root / "shared" / name, 0o2775, APP_USER, APP_USER)
+        work.directory(work.root / "shared" / name, 0o2775, work.runs_as, work.runs_as)
     env = work.root / "shared" / ".env"
     if ground.exists(env):
         with ground.reached(env) as descriptor:
             ground.check_file(env, os.fstat(descriptor))
-        work.ownership(env, 0o640, user, APP_USER)
+        work.ownership(env, 0o640, user, work.runs_as)
     else:
-        work.file(env, "# Settings of the application: NAME=value, one a line.\n", 0o640, user, APP_USER)
+        work.file(env, "# Settings of the application: NAME=value, one a line.\n", 0o640, user, work.runs_as)
     if work.options.allowed_signers:
         work.file(work.root / "allowed_signers", work.options.allowed_signers, 0o644, "root", "root")
     work.file(work.root / "machine.ini", machine_ini(work), 0o644, "root", "root")
@@ -49,6 +49,7 @@ def machine_ini(work: Work) -> str:
     values["verify"] = "signatures" if options.allowed_signers else ""
     if not parser.has_section("machine"):
         parser.add_section("machine")
+    values["app"] = work.app
     for key, value in values.items():
         if value:
             parser["machine"][key] = value
@@ -94,9 +95,9 @@ def files_of(version: Path) -> dict[str, bytes]:
     return {name: (ground.read_text(version / name) or "").encode() for name in files}
 
 
-def library(work: Work, source: Path, path: Path) -> None:
+def library(work: Work, source: Path) -> None:
     """A program of ours that is run there for others, who must not be able to change it."""
     if not source.exists():
         raise ground.UsageError(f"{source} is missing: copy the whole of scripts/")
-    work.directory(LIBRARY, 0o755, "root", "root")
-    work.file(path, source.read_text(encoding="utf-8"), 0o755, "root", "root")
+    work.directory(work.library, 0o755, "root", "root")
+    work.install(work.library / source.name, source.read_text(encoding="utf-8"), 0o755, source)

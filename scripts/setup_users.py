@@ -7,7 +7,6 @@ import pwd
 from collections.abc import Sequence
 
 import setup_ground as ground
-from setup_wanted import APP_USER
 from setup_work import Work
 
 
@@ -26,14 +25,15 @@ def check(names: Sequence[str]) -> None:
 
 
 def make(work: Work) -> None:
-    if not ground.user_exists(APP_USER) and work.differs(f"user {APP_USER}: runs the services"):
+    app = work.runs_as
+    if not ground.user_exists(app) and work.differs(f"user {app}: runs the services"):
         ground.call("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
-             "--shell", "/usr/sbin/nologin", APP_USER)  # fmt: skip
+             "--shell", "/usr/sbin/nologin", app)  # fmt: skip
     if not ground.user_exists(work.user) and work.differs(f"user {work.user}: owns the code, runs the steps"):
         # '*': no password will ever do, but unlike a locked account sshd lets keys in
         ground.call("useradd", "--system", "--user-group", "--create-home", "--home-dir", f"/home/{work.user}",
              "--shell", "/bin/bash", "--password", "*", work.user)  # fmt: skip
-    for group in (APP_USER, "systemd-journal"):  # to write shared/media, and to show why a service failed
+    for group in (app, "systemd-journal"):  # to write shared/media, and to show why a service failed
         try:
             members = grp.getgrnam(group).gr_mem
         except KeyError:

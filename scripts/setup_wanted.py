@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import setup_ground as ground
-from deployer import config, errors, services
+from deployer import config, errors, host, services
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
@@ -15,9 +15,7 @@ UNITS = REPOSITORY / "systemd"
 SYSTEM_UNITS = Path("/etc/systemd/system")
 STARTUP_UNIT = "deploy-on-startup.service"
 WATCH_UNITS = ("deploy-watch.service", "deploy-watch.timer")
-APP_USER = "app"
 LIBRARY = Path("/usr/local/lib/deploy-machine")  # root's: what sshd and the units run for others
-DOTENV = LIBRARY / "dotenv.py"
 PYTHON = "/usr/bin/python3"  # what the units use
 
 
@@ -49,10 +47,10 @@ def slots_of(settings: config.Config, roles: Sequence[str]) -> str:
     return role.slots if role else ""
 
 
-def with_sockets(services: Sequence[str]) -> list[str]:
+def with_sockets(units: Sequence[str]) -> list[str]:
     """Services (or templates), each with its .socket if systemd/ has one."""
-    sockets = [unit[: -len(".service")] + ".socket" for unit in services if unit.endswith(".service")]
-    return list(dict.fromkeys([*services, *(unit for unit in sockets if (UNITS / unit).exists())]))
+    sockets = [unit[: -len(".service")] + ".socket" for unit in units if unit.endswith(".service")]
+    return list(dict.fromkeys([*units, *(unit for unit in sockets if (UNITS / unit).exists())]))
 
 
 def units_of(settings: config.Config, roles: Sequence[str]) -> list[str]:
@@ -67,31 +65,53 @@ def enabled_of(unit: str) -> list[str]:
 
     Both instances, also of the sockets: at a boot each service sees for itself whether it is the one that serves.
     """
-    if unit == WATCH_UNITS[0]:
+    if unit.startswith("deploy-watch") and unit.endswith(".service"):
         return []
     return [unit.replace("@.", f"@{slot}.") for slot in config.SLOTS] if "@." in unit else [unit]
 
 
-def source_of(unit: str) -> Path:
-    """The file below systemd/ that a unit comes from: of an instance its template."""
-    return UNITS / re.sub(r"@.+\.", "@.", unit)
+def named(unit: str, app: str) -> str:
+    """By which name a unit of the repository is installed."""
+    return host.named(unit, app)
+
+
+def runs_as(app: str) -> str:
+    """The user who runs the services of an application."""
+    return host.named_user("app", app)
+
+
+def sudoers(app: str) -> Path:
+    return Path("/etc/sudoers.d") / host.named_user("deploy-machine", app)
 
 
 def units_from_here() -> list[str]:
     return sorted(path.name for kind in ("service", "socket", "timer") for path in UNITS.glob(f"*.{kind}"))
 
 
-def render_unit(text: str, root: str, user: str) -> str:
-    """A unit file for this machine: other root, other user, the user that nginx has here."""
+def render_unit(text: str, root: str, user: str, app: str = "") -> str:
+    """A unit file for this machine: its root, its users, the user that nginx has here, names of the application."""
     text = text.replace("/srv/app", root).replace("User=deploy\n", f"User={user}\n")
     text = text.replace("SocketGroup=deploy\n", f"SocketGroup={user}\n")
     if not ground.user_exists("www-data") and ground.user_exists("nginx"):
         text = text.replace("SocketUser=www-data", "SocketUser=nginx")
-    return text
+    return with_names_of(app, text) if app else text
 
 
-def sudo_calls(settings: config.Config, roles: Sequence[str]) -> list[str]:
+def with_names_of(app: str, text: str) -> str:
+    """Units, sockets, users and programs by the names that they have for a second application on a machine."""
+    stems = "|".join(sorted({re.escape(re.split("[@.]", unit)[0]) for unit in units_from_here()}, key=len)[::-1])
+    text = re.sub(rf"(?<![\w/.-])({stems})(?=(@[\w%]*)?\.(service|socket|timer)\b)", rf"\1-{app}", text)
+    text = re.sub(rf"/run/({stems})-", rf"/run/\1-{app}-", text)
+    text = re.sub(rf"SyslogIdentifier=({stems})\n", rf"SyslogIdentifier=\1-{app}\n", text)
+    text = re.sub(r"(User|Group)=app\n", rf"\1={runs_as(app)}\n", text)
+    return text.replace("/etc/deploy-on-startup.", f"/etc/deploy-on-startup-{app}.").replace(
+        f"{LIBRARY}/", f"{LIBRARY / app}/"
+    )
+
+
+def sudo_calls(settings: config.Config, roles: Sequence[str], app: str = "") -> list[str]:
     """Exactly the calls that a deploy makes as root on a machine of these roles."""
+    settings = host.of_app(settings, app)
     return [" ".join(words) for words in services.privileged_calls(settings, config.roles_of(roles, settings))]
 
 

@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 
 import setup_ground as ground
+import setup_record as record
+import setup_wanted as wanted
 from deployer import config
 
 
@@ -21,6 +23,12 @@ class Work:
         self.settings = settings
         self.root = Path(options.root)
         self.user: str = options.user
+        self.app: str = options.app
+        self.runs_as = wanted.runs_as(options.app)  # the user of the services
+        self.library = wanted.LIBRARY / options.app  # root's: what sshd and the units run for others
+        self.record_path = self.library / record.NAME
+        self.record = record.read(self.record_path)
+        self.files: record.Files = dict(self.record.get("files", {}))
         self.changes = 0
         self.todo: list[str] = []
         self.found: list[str] = []
@@ -47,6 +55,30 @@ class Work:
         elif self.differs(f"{path}: {'created' if present is None else 'changed'}"):
             ground.replace_file(path, text, mode, owner, group)
         return present != text
+
+    def install(self, path: Path, text: str, mode: int = 0o644, source: Path | None = None) -> bool:
+        """A file of root's that setup will know again as its own; return whether its content changed."""
+        content, name = (source.read_bytes(), str(source.relative_to(wanted.REPOSITORY))) if source else (b"", "")
+        changed = self.file(path, text, mode, "root", "root")
+        if not self.options.check:
+            self.files[str(path)] = record.entry(text, name, content)
+        return changed
+
+    def is_own(self, path: Path) -> bool:
+        """Whether setup wrote it, in whatever version."""
+        if self.record:
+            return str(path) in self.files
+        return (ground.read_text(wanted.sudoers(self.app)) or "").startswith(record.WRITTEN)
+
+    def files_are_own(self) -> bool:
+        """Whether setup was here before, with a record or before there were any."""
+        return bool(self.record) or self.is_own(wanted.SYSTEM_UNITS / wanted.STARTUP_UNIT)
+
+    def save_record(self) -> None:
+        """Note what is installed now; also if something failed behind that."""
+        if self.files and not self.options.check:
+            self.directory(self.library, 0o755, "root", "root")
+            self.file(self.record_path, record.shown(self.app, self.root, self.user, self.files), 0o644, "root", "root")
 
     def directory(self, path: Path, mode: int, owner: str, group: str) -> None:
         if ground.exists(path):

@@ -137,6 +137,34 @@ def check_url(url: str) -> str:
     return url
 
 
+def named(unit: str, app: str) -> str:
+    """A unit of one of several applications on a machine: `gunicorn-blog@.service`, `scheduler-blog.service`."""
+    stem, mark, rest = unit.partition("@") if "@" in unit else unit.rpartition(".")
+    return f"{stem}-{app}{mark}{rest}" if app else unit
+
+
+def named_user(name: str, app: str) -> str:
+    """The same for a user, or a file."""
+    return f"{name}-{app}" if app else name
+
+
+def of_app(settings: config.Config, app: str) -> config.Config:
+    """The configuration with the units of an application by the names that they have on its machine (--app).
+
+    What is reloaded is the machine's, not the application's.
+    """
+    if not app:
+        return settings
+    roles = {
+        role.name: role._replace(
+            services=tuple(named(unit, app) for unit in role.services),
+            slots=named(role.slots, app) if role.slots else "",
+        )
+        for role in settings.roles.values()
+    }
+    return settings._replace(roles=roles)
+
+
 def find_root(given: str | None) -> Path:
     """The root, as --root, $DEPLOY_ROOT or this script's place says; it must be ours. Raises UsageError."""
     root = Path(given or os.environ.get("DEPLOY_ROOT") or installed_root() or "/srv/app").absolute()

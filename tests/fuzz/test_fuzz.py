@@ -342,7 +342,7 @@ def test_machine_ini_is_brought_to_the_options(folder: Path, text: str) -> None:
     root = folder / "setup"
     root.mkdir(exist_ok=True)
     write(root / "machine.ini", text)
-    words = ["--name", "web", "--role", "frontend", "--repo", "git@h:a.git", "--root", str(root)]
+    words = ["--name", "web", "--role", "frontend", "--repo", "git@h:a.git", "--root", str(root), "--user", "deploy"]
     work = Work(setup_options.make_parser().parse_args(words), config.parse("", "x"))
     try:
         first = setup_tree.machine_ini(work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import stat
 import sys
 from pathlib import Path
@@ -182,6 +184,57 @@ def test_another_role_removes_the_units_of_the_old_one(world: World) -> None:
     assert "/etc/systemd/system/gunicorn@.socket: removed" in done.stdout, done.stderr
     assert scheduler.show("gunicorn@blue.service", "LoadState") == "not-found"
     assert scheduler.out("find /etc/systemd/system -name 'gunicorn*'") == ""
+    assert "no changes" in world.set_up("scheduler").stdout
+
+
+SCHEDULER = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def test_what_others_wrote_is_found_first_and_kept(bare: World) -> None:
+    scheduler = bare.boot("scheduler")
+    unit = "/etc/systemd/system/scheduler.service"
+    scheduler.run("tee", unit, input=SCHEDULER)
+    scheduler.sh(f"mkdir {unit}.d; printf '[Service]\\nNice=5\\n' > {unit}.d/own.conf; systemctl start scheduler")
+    pid = scheduler.pids("scheduler.service")
+    before = scheduler.out("find /etc /srv /home /usr/local -newer /etc/hostname | sort")
+    check = bare.set_up("scheduler", "--check")
+    assert (check.returncode, f"differs: {unit}: --replace would keep a copy" in check.stdout) == (1, True)
+    refused = bare.set_up("scheduler")
+    first, *others = refused.stderr.splitlines()
+    assert (refused.returncode, others) == (2, [f"  {unit}"]), refused
+    assert first.startswith("setup_machine.py: these are in the way, and not setup's; nothing was touched.")
+    assert scheduler.out("find /etc /srv /home /usr/local -newer /etc/hostname | sort") == before
+
+    done = bare.set_up("scheduler", "--replace")
+    assert done.returncode == 0, done.stderr
+    back = done.stdout.partition("to go back: ")[2].splitlines()[0]
+    copy = back.split()[2]
+    assert (copy.startswith(f"{unit}.20"), scheduler.out(f"cat {copy}")) == (True, SCHEDULER.strip())
+    assert scheduler.pids("scheduler.service") == pid, "what runs goes on until the first deploy"
+    assert "no changes" in bare.set_up("scheduler").stdout
+    assert scheduler.show("scheduler.service", "Nice") == "5", "a drop-in of one's own stays"
+
+    record = json.loads(scheduler.out("cat /usr/local/lib/deploy-machine/installed.json"))
+    text = (bare.clone / "systemd/scheduler.service").read_bytes()
+    about = record["files"][unit]
+    assert (record["root"], about["source"]) == ("/srv/app", "systemd/scheduler.service")
+    assert about["sha256"] == scheduler.out(f"sha256sum {unit}").split()[0]
+    assert about["source_sha256"] == hashlib.sha256(text).hexdigest()
+    assert about["source_blob"] == bare.git("rev-parse", "HEAD:systemd/scheduler.service")
+    assert scheduler.out("stat -c '%a %U' /usr/local/lib/deploy-machine/installed.json") == "644 root"
+
+    refused = bare.set_up("scheduler", "--root", "/srv/blog")
+    assert (refused.returncode, "this machine has /srv/app already" in refused.stderr) == (2, True)
+    assert "for a second application add --app NAME" in refused.stderr
+    scheduler.sh(back)
+    assert "/bin/sleep" in scheduler.show("scheduler.service", "ExecStart")
+
+
+def test_a_machine_set_up_before_there_were_records(world: World) -> None:
+    scheduler = world.boot("scheduler")
+    scheduler.sh("rm /usr/local/lib/deploy-machine/*.json; echo '#' >> /etc/systemd/system/scheduler.service")
+    done = world.set_up("scheduler")
+    assert "+ /etc/systemd/system/scheduler.service: changed" in done.stdout, done.stderr
     assert "no changes" in world.set_up("scheduler").stdout
 
 

@@ -25,6 +25,7 @@ from deployer import carrier  # noqa: E402
 def options_with(**more: str) -> argparse.Namespace:
     words = ["--ssh", "admin@10.0.0.6:22", "--name", "web", "--role", "frontend", "--repo", "git@h:a.git"]
     options = setup_options.make_parser().parse_args(words)
+    options.root, options.user = "/srv/app", "deploy"
     options.needs = ["git"]
     for name, value in more.items():
         setattr(options, name, value)
