@@ -47,18 +47,20 @@ class UsageError(SetupError):
 # --- commands ---------------------------------------------------------------------------------
 
 
-def call(*argv: str, user: str = "", stdin: bytes = b"", check: bool = True) -> subprocess.CompletedProcess[str]:
+def call(
+    *argv: str, user: str = "", stdin: bytes = b"", check: bool = True, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Run one command, as another user if named. Raises SetupError with its own words if it fails."""
     command, options = list(argv), {}
     if user:
         command = ["runuser", "-u", user, "--", *argv]
         options = apart(user)
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, timeout=120, check=False, **options)
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, check=False, **options)
     except FileNotFoundError:
         raise SetupError(f"{command[0]}: not found") from None
     except subprocess.TimeoutExpired:
-        raise SetupError(f"{shown(argv)} took longer than 120 s") from None
+        raise SetupError(f"{shown(argv)} took longer than {timeout:g} s") from None
     out, err = (stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr))
     if check and done.returncode != 0:
         raise SetupError(f"{shown(argv)} ended with {done.returncode}: {' '.join((err or out).split())}")

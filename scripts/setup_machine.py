@@ -17,8 +17,8 @@ What it makes, in this order (each only if it is missing or differs; nothing is 
 Then it looks for what would keep a push, a deploy or a boot from working, or let `deploy` become root (sshd, sudo,
 the account, nginx, owners, the git host's key), and names each with the command that mends it.
 
-It installs no packages: what is missing it names. It ends with the lines to paste into the
-repository's settings.
+What is missing (git, nginx, Poetry, ...) it names all at once, with the commands that get it in their order;
+--install-packages runs them, with apt or dnf. It ends with the lines to paste into the repository's settings.
 
 Exit codes: 0 done; 1 --check found differences; 2 usage error, nothing was touched; 10 a command
 failed (a second run goes on from there); 69 the machine does not answer.
@@ -94,14 +94,16 @@ def run(work: Work) -> int:
     look(work)
     old.say_what_serves(work)
     report.tell(work)
-    return EXIT_DIFFERS if work.options.check and (work.changes or work.found) else 0
+    return EXIT_DIFFERS if work.options.check and (work.changes or work.found or work.commands) else 0
 
 
 def make(work: Work) -> None:
     """The parts, in order."""
     if work.options.replace:
         foreign.replace(work)
+    packages.install(work, of_users=False)
     users.make(work)
+    packages.install(work, of_users=True)
     tree.make(work)
     keys.make(work)
     units.make(work)

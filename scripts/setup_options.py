@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="deploy only commits signed by an ssh key in FILE",
     )
+    parser.add_argument("--install-packages", action="store_true", help="get what is missing, with apt or dnf")
     parser.add_argument("--replace", action="store_true", help="replace units and a site of others; keep copies")
     parser.add_argument("--check", action="store_true", help="change nothing; list what differs, exit 1 if anything")
     parser.add_argument("--seen-as", help=argparse.SUPPRESS)

@@ -17,10 +17,14 @@ from setup_work import Work
 def tell(work: Work) -> None:
     options = work.options
     word, number = ("differences" if options.check else "changes"), work.changes or "no"
-    well = not work.changes and not work.found
+    well = not work.changes and not work.found and not work.commands
     ground.say(f"{options.name}: {number} {word}" + (", all is as it should be" if well else ""))
     for line in work.notes:
         ground.say(f"note: {line}")
+    if work.commands:
+        ground.say("to do, in this order (or once more with --install-packages):")
+        for line in work.commands:
+            ground.say(f"  {line}")
     for line in [*work.found, *work.todo]:
         ground.say(f"to do: {line}")
     if not options.check:

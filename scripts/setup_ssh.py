@@ -101,8 +101,8 @@ def remote_command(options: argparse.Namespace, archive: str, version: str, ask_
         arguments += ["--restrict-ci-key" if options.restrict_ci_key else "--no-restrict-ci-key"]
     arguments += ["--allowed-signers", "allowed_signers"] if options.allowed_signers else []
     arguments += ["--app", options.app] if options.app else []
-    for flag in ("check", "replace"):
-        arguments += [f"--{flag}"] if getattr(options, flag) else []
+    for flag in ("check", "replace", "install-packages"):
+        arguments += [f"--{flag}"] if getattr(options, flag.replace("-", "_")) else []
     arguments += ["--seen-as", options.ssh.rpartition("@")[2], "--needs", ",".join(options.needs)]
     words = ["python3", "-I", "-c", carrier.program(), "setup", archive, version, *arguments]
     sudo = "sudo" if ask_password else "sudo -n"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import setup_ground as ground
 import setup_old as old
-import setup_packages as packages
 import setup_wanted as wanted
 from deployer import services
 from setup_work import Work
@@ -47,12 +46,10 @@ def text_for(work: Work) -> str:
 def make(work: Work) -> None:
     """Write it, checked: a broken file there could lock everybody out of sudo."""
     text = text_for(work)
-    if ground.read_text(path(work)) != text:
-        if not shutil.which("visudo"):
-            work.todo.append(f"sudo: {packages.HOW_TO_GET['sudo']}; then run this again")
-            return
+    if ground.read_text(path(work)) != text and shutil.which("visudo", path=ground.PATH):
         with tempfile.NamedTemporaryFile("w", suffix=".sudoers") as file:
             file.write(text)
             file.flush()
             ground.call("visudo", "--check", "--quiet", "--file", file.name)
+    work.directory(path(work).parent, 0o750, "root", "root", only_if_missing=True)  # sudo is still to be installed
     work.install(path(work), text, 0o440)

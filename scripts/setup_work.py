@@ -31,6 +31,7 @@ class Work:
         self.files: record.Files = dict(self.record.get("files", {}))
         self.changes = 0
         self.todo: list[str] = []
+        self.commands: list[str] = []  # that get what is missing, in their order
         self.found: list[str] = []
         self.notes: list[str] = []
         self.old = ""  # what becomes of a service of version 0.1: see setup_old.py
@@ -80,9 +81,10 @@ class Work:
             self.directory(self.library, 0o755, "root", "root")
             self.file(self.record_path, record.shown(self.app, self.root, self.user, self.files), 0o644, "root", "root")
 
-    def directory(self, path: Path, mode: int, owner: str, group: str) -> None:
+    def directory(self, path: Path, mode: int, owner: str, group: str, only_if_missing: bool = False) -> None:
         if ground.exists(path):
-            self.ownership(path, mode, owner, group)
+            if not only_if_missing:
+                self.ownership(path, mode, owner, group)
         elif self.differs(f"{path}/: created"):
             ground.make_directory(path, mode, owner, group)
 

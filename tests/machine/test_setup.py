@@ -254,13 +254,58 @@ def test_as_root_on_the_machine_itself(bare: World) -> None:
 
 def test_what_is_missing_is_named_with_the_command_that_gets_it(bare: World) -> None:
     frontend = bare.boot("frontend")
-    frontend.sh("rm /usr/local/bin/poetry /usr/local/bin/npm; rm -r /usr/lib/python3*/ensurepip")
+    frontend.sh("cd /usr && rm local/bin/poetry local/bin/npm bin/git bin/sudo sbin/visudo sbin/nginx")
+    frontend.sh("rm -r /usr/lib/python3*/ensurepip /etc/sudoers.d /etc/nginx")
     (bare.clone / "requirements.txt").write_text("")
     done = bare.set_up("frontend")
-    assert done.returncode == 0
-    assert "to do: poetry is missing: apt install pipx && sudo -u deploy pipx install poetry" in done.stdout
-    assert "to do: npm is missing: apt install npm" in done.stdout
-    assert "to do: python3-venv is missing: apt install python3-venv" in done.stdout
+    assert done.returncode == 0, done.stderr
+    listed = done.stdout.partition("to do, in this order (or once more with --install-packages):\n")[2].splitlines()
+    assert [line for line in listed if line.startswith("  ")][:4] == [
+        "  apt-get update",
+        "  apt-get install --yes --no-install-recommends git sudo python3-venv npm nginx pipx",
+        "  sudo -H -u deploy pipx install poetry==2.2.1",
+        "  setup_machine.py, once more with the same options: it then installs nginx's site",
+    ]
+    assert frontend.out("ls /etc/sudoers.d") == "deploy-machine", "sudo will find it"
+    assert bare.set_up("frontend", "--check").returncode == 1
+
+
+PACKAGE = """\
+mkdir -p /opt/repo/{name}/DEBIAN /opt/repo/{name}/usr/bin
+printf 'Package: {name}\\nVersion: 1\\nArchitecture: all\\nMaintainer: me <me@example.com>\\nDescription: x\\n' \
+    > /opt/repo/{name}/DEBIAN/control
+printf '#!/bin/sh\\n{script}\\n' > /opt/repo/{name}/usr/bin/{name} && chmod 755 /opt/repo/{name}/usr/bin/{name}
+dpkg-deb --build /opt/repo/{name} && rm -r /opt/repo/{name}
+"""
+
+
+PACKAGES = """\
+cd /opt/repo && for d in *.deb; do
+    dpkg-deb -f $d
+    printf 'Filename: ./%s\\nSize: %s\\nSHA256: %s\\n\\n' $d $(stat -c %s $d) $(sha256sum $d | cut -d' ' -f1)
+done > Packages
+"""
+
+
+def test_what_is_missing_is_installed_if_asked_for(bare: World) -> None:
+    """With apt, from a repository of packages that were made here."""
+    frontend = bare.boot("frontend")
+    frontend.sh(
+        "rm /usr/local/bin/poetry /usr/local/bin/npm; echo deb [trusted=yes] file:/opt/repo ./ > /etc/apt/sources.list"
+    )
+    pipx = "mkdir -p ~/.local/bin && ln -s /opt/poetry/bin/poetry ~/.local/bin && echo $* > ~/asked"
+    for name, script in (("npm", "exit 0"), ("pipx", pipx)):
+        frontend.sh(PACKAGE.format(name=name, script=script))
+    frontend.sh(PACKAGES)
+    check = bare.set_up("frontend", "--install-packages", "--check")
+    install = "apt-get install --yes --no-install-recommends npm pipx"
+    assert (check.returncode, f"differs: {install}" in check.stdout) == (1, True), check.stdout + check.stderr
+    done = bare.set_up("frontend", "--install-packages")
+    assert (done.returncode, f"+ {install}" in done.stdout) == (0, True), done.stdout + done.stderr
+    assert "+ sudo -H -u deploy pipx install poetry==2.2.1" in done.stdout
+    assert frontend.out("cat ~/asked; test -e ~/.local/bin/poetry", user="deploy") == "install poetry==2.2.1"
+    assert "to do, in this order" not in done.stdout
+    assert "no changes" in bare.set_up("frontend", "--install-packages").stdout
 
 
 def test_what_would_keep_a_push_or_a_deploy_from_working(world: World) -> None:
