@@ -1,11 +1,9 @@
-"""The new release, made beside the one that runs: check out, link shared files, run the steps."""
+"""The new release, made beside the one that runs: check out, link what is shared, run the steps."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from deployer import (
     releases,
     run,
     shapes,
+    sharing,
     steps,
     tools,
 )
@@ -52,7 +51,7 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
         log.info(f"building release {site.release.name}{ahead}")
         progress.stage("checking out")
         source.check_out(commit, site.release.path)
-        link_shared(progress, site)
+        sharing.link(progress, site)
         files.write(site.release.path / "REVISION", commit.id + "\n")
         used = max(0, free - files.free_bytes(machine.root))
         making = Making(site, {}, [])
@@ -89,42 +88,6 @@ def check_space(
             f" {files.megabytes(needed)} ({parts}); free some, or lower keep in deploy.ini"
         )
     return free
-
-
-def stay_inside(release: releases.Release, place: Path) -> None:
-    """Raise DeployError if a link, say in the commit, leads what is written to this place out of the release."""
-    if out := files.way_out(release.path, place):
-        name = place.relative_to(release.path)
-        raise errors.DeployError(f"{name} leads out of the release, to {out}: remove that link")
-
-
-def link_shared(progress: memory.Progress, site: commands.Site) -> None:
-    """Lead the shared paths of a release to shared/, where they survive it."""
-    committed = {path for path, entry in site.commit.tree.items() if entry.kind != "tree"}
-    for written in site.commit.settings.shared:
-        path = written.rstrip("/")
-        place, kept_at = site.release.path / path, site.machine.shared / path
-        stay_inside(site.release, place.parent)
-        if hidden := shapes.hidden(path, committed):
-            warning = f"{hidden} of the commit is not in the release: {kept_at} is there, as shared = says; remove one"
-            log.warning(warning)
-            progress.warnings.append(warning)
-        if shapes.is_folder(written, committed) and not os.path.lexists(kept_at):
-            make_shared(site.machine, kept_at)
-        releases.lead(place, kept_at)
-
-
-def make_shared(machine: host.Machine, folder: Path) -> None:
-    """Make a folder below shared/, for the services as media is."""
-    folder.mkdir(parents=True)
-    media = machine.shared / "media"
-    if folder != media and media.is_dir():
-        about = media.stat()
-        with contextlib.suppress(OSError):  # of another group than this user may give it to
-            os.chown(folder, -1, about.st_gid)
-            folder.chmod(stat.S_IMODE(about.st_mode))
-    if machine.owns_services:
-        log.notice(f"made {folder}; that services may write there, add it to ReadWritePaths= in their units")
 
 
 # --- one step
@@ -172,10 +135,11 @@ def carry_out(progress: memory.Progress, making: Making, decision: steps.Decisio
     progress.stage(f"step {step.name}")
     try:
         for path in step.provides:
-            stay_inside(site.release, site.release.path / path)
+            sharing.stay_inside(site.release, site.release.path / path)
         if decision.needed:
             log.notice(f"{step.name}: {decision.why}")
-            kept = run_step(making, decision)
+            with sharing.open_to_both(site.machine):
+                kept = run_step(making, decision)
             log.info(f"{step.name}: done in {time.monotonic() - began:.1f} s")
         else:
             entry["result"] = "skipped"

@@ -57,7 +57,8 @@ def deploy_at_boot(request: memory.Request) -> attempt.Result:
         if not is_told and time.monotonic() - began >= TELL_UNREACHABLE:
             attempt.tell_team(request.machine, result)
             is_told = True
-        log.info(f"trying again in {pause:g} s; a push or `systemctl restart deploy-on-startup` does it at once")
+        unit = host.named("deploy-on-startup.service", request.machine.app)
+        log.info(f"trying again in {pause:g} s; a push or `systemctl restart {unit}` does it at once")
         log.progress(f"{result['message']}; trying again in {pause:g} s")
         time.sleep(pause)
         request, pause, again = request._replace(baton=None), min(pause * 1.5, 30.0), True
@@ -88,7 +89,7 @@ def bring_from(progress: memory.Progress, source: mirror.Mirror) -> memory.Outco
     tree = source.tree(wanted)
     handover.hand_over(progress, source, tree, tip)
     commit = source.load(wanted, tree)
-    config.roles_of(machine.roles, commit.settings)
+    host.roles_of(machine, commit.settings)
     good = releases.good_one(machine, releases.current(machine))
     with replacing.making_room(progress):
         release = build.build(progress, source, commit)
@@ -106,7 +107,7 @@ def roll_back(progress: memory.Progress) -> memory.Outcome:
     release = release_to_return_to(progress, current)
     if release == current:  # an earlier rollback, say, was killed before it restarted the services
         return ended_rollback(progress, release)
-    config.roles_of(machine.roles, release.settings())
+    host.roles_of(machine, release.settings())
     progress.wanted = release.commit
     log.info(f"rolling back from {current.name if current else 'nothing'} to {release.name}")
     left = current.commit if current and current.name > release.name and current.commit != release.commit else ""

@@ -245,7 +245,7 @@ def serving(
 ) -> Subject:
     """A release that serves. units: that must be active; old: as they were at the switch, those to be restarted."""
     settings = release.settings()
-    roles = tuple(config.roles_of(machine.roles, settings))
+    roles = tuple(host.roles_of(machine, settings))
     return Subject(machine, release, settings, roles, tuple(units), old or {}, socket_of(release))
 
 

@@ -15,7 +15,7 @@ FETCH_TIMEOUT = 60.0  # seconds
 BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
 
 # The keys of [machine] in machine.ini, and what they are if it says nothing.
-MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify"), "")
+MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify", "app", "server_name"), "")
 MACHINE_INI |= {"fetch_timeout": str(FETCH_TIMEOUT), "boot_timeout": str(BOOT_TIMEOUT)}
 
 
@@ -31,6 +31,8 @@ class Machine(NamedTuple):
     boot_timeout: float
     verify: bool  # deploy only commits that a key in allowed_signers has signed
     owns_services: bool  # without machine.ini no service is touched
+    app: str = ""  # one of several applications on a machine: its units have this in their names
+    server_name: str = ""  # by which nginx knows it
 
     @property
     def mirror(self) -> Path:
@@ -97,6 +99,8 @@ def load(
             boot_timeout=config.number(section, "boot_timeout"),
             verify=bool(section["verify"]),
             owns_services=bool(own),
+            app=section["app"],
+            server_name=section["server_name"],
         )
 
 
@@ -165,6 +169,11 @@ def of_app(settings: config.Config, app: str) -> config.Config:
     return settings._replace(roles=roles)
 
 
+def roles_of(machine: Machine, settings: config.Config) -> list[config.Role]:
+    """This machine's roles, with the units by the names that they have here. Raises UsageError: see config."""
+    return config.roles_of(machine.roles, of_app(settings, machine.app))
+
+
 def find_root(given: str | None) -> Path:
     """The root, as --root, $DEPLOY_ROOT or this script's place says; it must be ours. Raises UsageError."""
     root = Path(given or os.environ.get("DEPLOY_ROOT") or installed_root() or "/srv/app").absolute()
@@ -180,7 +189,7 @@ def find_root(given: str | None) -> Path:
             entries = {path.name for path in root.iterdir()}
         except PermissionError:
             raise errors.UsageError(f"may not be read by this user; run as its owner: {sudo}") from None
-        if entries and not entries & {"machine.ini", "state"}:
+        if entries - {"shared"} and not entries & {"machine.ini", "state"}:  # settings may be there first
             raise errors.UsageError(f"is neither empty nor a root of deploy_machine.py (no machine.ini); {another}")
     return root
 

@@ -147,7 +147,10 @@ def through_nginx(machine: host.Machine, release: Release) -> str:
     paths = [url for url in role.health if url.startswith("/")] if role else []
     if not role or not paths or "nginx.service" not in role.reload:
         return ""
-    answer = health.ask(f"http://127.0.0.1{paths[0]}", health.PROBE_TIMEOUT, role.health_headers)
+    headers = role.health_headers
+    if machine.server_name and "host" not in {name.lower() for name, _ in headers}:
+        headers = (("Host", machine.server_name.split()[0].replace("*", "www")), *headers)
+    answer = health.ask(f"http://127.0.0.1{paths[0]}", health.PROBE_TIMEOUT, headers)
     # what it answers itself it was asked before: a redirect to https, or another site's 404, is no fault of its
     is_fault = bool(answer.problem) and (answer.status >= 500 or not answer.status)
     return f"through nginx, {answer.problem}" if is_fault else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from deployer import config, errors, host, log, releases, run, telling
 
 SYSTEMCTL = "/usr/bin/systemctl"  # absolute: sudo grants exactly these calls and no others
+FIND = "/usr/bin/find"
 NGINX_TEST = ("/usr/sbin/nginx", "-t", "-q")
 RUNNING = ("active", "reloading", "deactivating")
 
@@ -67,6 +68,23 @@ def foreign_units(settings: config.Config, roles: Sequence[config.Role]) -> list
     return foreign + [unit[:-8] + ".socket" for unit in foreign if unit.endswith(".service")]
 
 
+def share_call(root: Path, app: str) -> tuple[str, ...]:
+    """What runs as the user of the services: their group, in which deploys are, may write what they have written."""
+    return (FIND, str(root / "shared"), "!", "-type", "l", "-user", app, "!", "-perm", "-g+w",
+            "-exec", "chmod", "g+w", "{}", "+")  # fmt: skip
+
+
+def open_shared(machine: host.Machine) -> None:
+    """Have the services' files below shared/ opened to their group; without the right to it that is told."""
+    app = host.named_user("app", machine.app)
+    try:
+        run.command(["sudo", "-n", "-u", app, *share_call(machine.root, app)], timeout=300)
+    except errors.CommandError as error:
+        log.warning(
+            f"what {app} has written below {machine.shared} may be closed to steps: {error}: run setup_machine.py"
+        )
+
+
 # --- units
 
 
@@ -78,7 +96,7 @@ def states_of(units: Sequence[str]) -> dict[str, UnitState]:
     """
     if not units:
         return {}
-    names = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,InvocationID,Result,MainPID,Listen"
+    names = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,InvocationID,Result,MainPID,Listen,DropInPaths"
     done = run.command([SYSTEMCTL, "show", "--no-pager", f"--property={names}", "--", *units])
     blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.strip().split("\n\n")]
     return dict(zip(units, blocks))
@@ -104,7 +122,7 @@ def identity_of(pid: str) -> str:
 
 def own_states(machine: host.Machine, settings: config.Config) -> dict[str, UnitState]:
     """The states of all units that this machine's deploys touch; without machine.ini there are none."""
-    roles = config.roles_of(machine.roles, settings)
+    roles, settings = host.roles_of(machine, settings), host.of_app(settings, machine.app)
     if not machine.owns_services:
         return {}
     units, reloads = config.units_of(roles)
@@ -122,7 +140,8 @@ def bring(
     """
     if not machine.owns_services:
         return []
-    roles, timeout = config.roles_of(machine.roles, settings), settings.service_timeout
+    roles, timeout = host.roles_of(machine, settings), settings.service_timeout
+    settings = host.of_app(settings, machine.app)
     units, reloads = config.units_of(roles)
     for unit in units + reloads:
         if states[unit]["LoadState"] != "loaded":

@@ -32,12 +32,12 @@ def role_of(machine: host.Machine, release: Release | None) -> config.Role | Non
     """The role with slots, if this machine has one. Without machine.ini no service is touched."""
     if not release or not machine.owns_services:
         return None
-    return config.slots_of(config.roles_of(machine.roles, release.settings()))
+    return config.slots_of(host.roles_of(machine, release.settings()))
 
 
 @functools.cache
 def slots_of(role: config.Role) -> list[Slot]:
-    """Both slots, and the socket and service that stand where slots do not yet. Raises CommandError: not installed."""
+    """Both slots, and what version 0.1 served from, where that is still there. Raises CommandError: not installed."""
     names = [config.instance(role.slots, name, kind) for name in config.SLOTS for kind in ("service", "socket")]
     states = services.states_of(names)
     for unit, state in states.items():
@@ -49,7 +49,10 @@ def slots_of(role: config.Role) -> list[Slot]:
         path = states[unit].get("Listen", "").partition(" ")[0]
         slots.append(Slot(name, service, unit, path, path))
     unit, service = services.before_slots(role)
-    bound = services.states_of([unit])[unit].get("Listen", "").partition(" ")[0]
+    about = services.states_of([unit])[unit]
+    if "/slots.conf" not in about.get("DropInPaths", ""):  # by which setup has tied it in: else a person's own
+        return slots
+    bound = about.get("Listen", "").partition(" ")[0]
     return [*slots, Slot("", service, unit, f"/run/{service[: -len('.service')]}-old.sock", bound)]
 
 
@@ -68,7 +71,7 @@ def units_of(machine: host.Machine, release: Release | None) -> list[str]:
     """All units of a release that serves: services, what is reloaded, and its slot."""
     if not release or not machine.owns_services:
         return []
-    roles = config.roles_of(machine.roles, release.settings())
+    roles = host.roles_of(machine, release.settings())
     units, reloads = config.units_of(roles)
     role = config.slots_of(roles)
     slot = serving(release, slots_of(role)) if role else None

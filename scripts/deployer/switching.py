@@ -33,7 +33,7 @@ def switch_and_confirm(progress: memory.Progress, release: Release, good: Releas
     machine = progress.machine
     try:
         if machine.owns_services:
-            services.test_reloads(release.settings(), config.roles_of(machine.roles, release.settings()))
+            services.test_reloads(release.settings(), host.roles_of(machine, release.settings()))
         was_proved = prove(progress, release)
         progress.stage("switching")
         switch(progress, release, memory.Intent(release.name, good.name if good else "", by))
@@ -95,7 +95,7 @@ def activate(progress: memory.Progress, release: Release, was_proved: bool = Fal
     """
     machine, settings = progress.machine, release.settings()
     progress.stage("services", waits_for_services=True)
-    if not machine.owns_services and config.units_of(config.roles_of(machine.roles, settings))[0]:
+    if not machine.owns_services and config.units_of(host.roles_of(machine, settings))[0]:
         log.info(f"no machine.ini in {machine.root}: services are left alone")
     old = services.own_states(machine, settings)
     log.ready()
@@ -234,7 +234,7 @@ def restart(
 
 def restarted(machine: host.Machine, release: Release, states: Mapping[str, services.UnitState]) -> health.Subject:
     """A release whose services must run in other processes now than when they had these states."""
-    units = config.units_of(config.roles_of(machine.roles, release.settings()))[0]
+    units = config.units_of(host.roles_of(machine, release.settings()))[0]
     old = {unit: state for unit, state in states.items() if unit in units}
     return health.serving(machine, release, slots.units_of(machine, release), old)
 

@@ -35,7 +35,7 @@ def plan(request: memory.Request) -> attempt.Result:
         wanted, _ = deploy.find_target(progress, source)
         signatures.check(machine, source, wanted)
         commit = source.load(wanted, source.tree(wanted))
-        roles = config.roles_of(machine.roles, commit.settings)
+        roles = host.roles_of(machine, commit.settings)
         current = releases.current(machine)
         around = build.look_around(machine, commit)
         decisions = steps.decide(

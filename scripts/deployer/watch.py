@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from deployer import (
     attempt,
     commands,
-    config,
     draining,
     errors,
     files,
@@ -144,7 +143,7 @@ def answer_of(machine: host.Machine, release: releases.Release, units: Sequence[
 
 def is_on_probation(machine: host.Machine, release: releases.Release, seen: Look) -> bool:
     """Whether a release that falls ill now is taken back by itself."""
-    roles = config.roles_of(machine.roles, release.settings())
+    roles = host.roles_of(machine, release.settings())
     probation = max(role.probation for role in roles)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - seen.since < probation
 

@@ -117,7 +117,9 @@ def test_what_sudo_grants_runs_nothing_of_the_callers(world: World) -> None:
     variables += ["SYSTEMD_PAGERSECURE=0", "SYSTEMD_UNIT_PATH=/tmp/evil", "SYSTEMCTL_FORCE_BUS=1", "TERM=xterm"]
     text = frontend.out("cat /etc/sudoers.d/deploy-machine")
     calls = re.findall(r"^deploy ALL=\(root\) NOPASSWD: (.*)$", text, re.MULTILINE)
-    assert len(calls) == len([line for line in text.splitlines() if not line.startswith(("#", "Defaults"))]) > 6
+    (as_app,) = [line for line in text.splitlines() if line.startswith("deploy ALL=(app) NOPASSWD: /usr/bin/find ")]
+    lines = [line for line in text.splitlines() if not line.startswith(("#", "Defaults")) and line != as_app]
+    assert len(calls) == len(lines) > 6
     for call in (line.replace("\\", "") for line in calls):
         unit, option = r"[a-z]+(@[a-z]+)?\.(service|socket)", "( --now| --no-block| --signal=KILL)?"
         assert re.fullmatch(rf"/usr/(bin/systemctl [a-z-]+{option} {unit}|sbin/nginx -t -q)", call)
@@ -373,7 +375,7 @@ def test_setup_names_units_whose_variables_systemd_reads(world: World) -> None:
 
 def test_setup_names_what_deploy_could_change_and_root_reads(world: World) -> None:
     frontend = world.boot("frontend")
-    site = "/etc/nginx/sites-enabled/board.conf"
+    site = "/etc/nginx/conf.d/mine.conf"
     frontend.sh(f"ln -sf /srv/app/current/deploy/nginx/board.conf {site}")
     done = world.set_up("frontend")
     assert f"to do: {site} leads to /srv/app/releases/" in done.stdout

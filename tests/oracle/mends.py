@@ -244,7 +244,7 @@ MENDS = [
         "A16 uploads",
         "a folder below shared/ is linked, and nobody makes it",
         "uploads keep=1:",
-        "build.make_shared = lambda *_: None",
+        "sharing.make_folder = lambda *_: None",
     ),
     Mend(
         "C3",

@@ -126,6 +126,16 @@ def test_machine_ini(app: App, text: str, says: str) -> None:
     assert not (app.root / "releases").exists()
 
 
+def test_settings_may_be_in_a_root_first(app: App, tmp_path: Path) -> None:
+    root = tmp_path / "first"
+    (root / "shared").mkdir(parents=True)
+    (root / "shared/.env").write_text("A=1\n")
+    (root / "manage.py").touch()
+    assert "neither empty nor a root" in app.run("plan", "--root", str(root)).log
+    (root / "manage.py").unlink()
+    assert app.run("plan", "--root", str(root)).code == 0
+
+
 def test_roots(app: App, tmp_path: Path) -> None:
     for root, says in (
         (tmp_path / "nowhere", "no such directory"),
