@@ -19,6 +19,8 @@ def make(work: Work) -> None:
         return  # --check on a machine that is not set up
     folder = work.home / ".ssh"
     work.directory(folder, 0o700, work.user, work.user)
+    if work.options.revoke:
+        revoke(work, folder, work.options.revoke)
     if work.options.authorize:
         authorize(work, folder / "authorized_keys", work.options.authorize)
     if wanted.is_ssh(work.options.repo):
@@ -44,6 +46,20 @@ def authorize(work: Work, path: Path, line: str) -> None:
     second = path.with_name("authorized_keys2")  # sshd reads it, too
     if others_and_own((ground.read_text(second) or "").splitlines(), line)[1]:
         work.todo.append(f"{second} lets CI's key in as well, without the restrictions above: remove it there")
+
+
+def revoke(work: Work, folder: Path, line: str) -> None:
+    """Let a key in no more. Give the new one first, if CI's is to be replaced."""
+    was_there = False
+    for path in (folder / "authorized_keys", folder / "authorized_keys2"):
+        kept, own = others_and_own((ground.read_text(path) or "").splitlines(), line)
+        if own:
+            was_there = True
+            work.file(path, "".join(f"{entry}\n" for entry in kept), 0o600, work.user, work.user)
+    if was_there:
+        work.notes.append("the key of --revoke is let in no more; what came in by it and still runs ends by itself")
+    else:
+        work.notes.append(f"the key of --revoke was not among those of {work.user}: nothing to take out")
 
 
 def others_and_own(lines: Sequence[str], key: str) -> tuple[list[str], list[str]]:

@@ -216,6 +216,14 @@ def read_by_nginx(root: Path) -> Iterator[str]:
                 )
 
 
+def folders_closed_to_nginx(root: Path) -> Iterator[str]:
+    """Folders above the releases that nginx, and the services, may not enter: static files would be 403."""
+    for folder in [root, *root.parents]:
+        with contextlib.suppress(OSError):
+            if not os.stat(folder).st_mode & stat.S_IXOTH:
+                yield f"nginx and the services may not enter {folder}: chmod o+x {folder}, or another --root"
+
+
 def opened_by_root(line: str) -> Iterator[str]:
     """The words of a line of nginx's that may be such a file."""
     for statement in re.split("[;{}]", line):

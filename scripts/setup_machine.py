@@ -13,6 +13,10 @@ What it makes, in this order (each only if it is missing or differs; nothing is 
   4. a sudoers drop-in with exactly the calls that deploys need, checked with visudo
   5. for an ssh repository a deploy key and the git host's key; CI's key in authorized_keys, for deploys only
      unless --no-restrict-ci-key says otherwise
+  6. before a web service nginx's site: the one in deploy/nginx/, else a built-in one, tested with `nginx -t`
+
+What others wrote (units of these names, sites that answer where this one would) is found first, and goes on;
+--replace keeps copies. Once told, --branch and --server-name stay.
 
 Then it looks for what would keep a push, a deploy or a boot from working, or let `deploy` become root (sshd, sudo,
 the account, nginx, owners, the git host's key), and names each with the command that mends it.
@@ -50,6 +54,7 @@ import setup_looks as looks
 import setup_old as old
 import setup_options
 import setup_packages as packages
+import setup_remove as remove
 import setup_report as report
 import setup_site as site
 import setup_ssh as ssh
@@ -68,6 +73,7 @@ def look(work: Work) -> None:
     """What no change of ours can put right: each with the command that does."""
     options, root = work.options, work.root
     work.found += [*looks.read_by_nginx(root), *looks.read_by_systemd(root)]
+    work.found += looks.folders_closed_to_nginx(root)
     work.todo += looks.links_that_lead((looks.NGINX, wanted.SYSTEM_UNITS), root, (work.user, work.runs_as))
     if options.allowed_signers or "verify" in (ground.read_text(root / "machine.ini") or ""):
         work.todo += looks.git_that_verifies()
@@ -85,7 +91,11 @@ def look(work: Work) -> None:
 
 def run(work: Work) -> int:
     """Bring this machine to what the options say; with --check only tell. Returns the exit code."""
+    if work.options.remove:
+        return remove_all(work)
     work.old = old.state(work)
+    remember(work)
+    site.check(work)
     foreign.check(work)
     try:
         make(work)
@@ -95,6 +105,23 @@ def run(work: Work) -> int:
     old.say_what_serves(work)
     report.tell(work)
     return EXIT_DIFFERS if work.options.check and (work.changes or work.found or work.commands) else 0
+
+
+def remove_all(work: Work) -> int:
+    """Take away what setup made; with --check only tell. Returns the exit code."""
+    remove.make(work)
+    work.save_record()
+    report.tell(work)
+    return EXIT_DIFFERS if work.options.check and work.changes else 0
+
+
+def remember(work: Work) -> None:
+    """What an earlier run was told, and this one was not, stays; that is said."""
+    work.server_name = work.options.server_name or tree.said(work, "server_name")
+    for key in ("branch", "server_name"):
+        option, said = f"--{key.replace('_', '-')}", tree.said(work, key)
+        if said and not getattr(work.options, key):
+            work.notes.append(f"{key} = {said} stays, as {option} said once; {option} with another value changes it")
 
 
 def make(work: Work) -> None:
@@ -109,7 +136,7 @@ def make(work: Work) -> None:
     units.make(work)
     sudo.make(work)
     packages.name_missing(work)
-    site.name_addresses(work)
+    site.make(work)
 
 
 def main_inner(arguments: Sequence[str]) -> int:
@@ -125,7 +152,7 @@ def main_inner(arguments: Sequence[str]) -> int:
     if options.needs is None:
         options.needs = packages.needed_programs(settings, options.role)
     if options.ssh:
-        return ssh.run(options)
+        return ssh.run(options, settings)
     if os.geteuid() != 0:
         raise ground.UsageError("run it as root on the machine (sudo ...), or from elsewhere with --ssh")
     if not Path("/run/systemd/system").is_dir():

@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ssh", type=place, metavar="[USER@]HOST[:PORT]", help="prepare that machine, from here")
     parser.add_argument("--authorize", type=public_key, metavar="PUBKEY_FILE", help="public half of CI's ssh key")
+    parser.add_argument("--revoke", type=public_key, metavar="PUBKEY_FILE", help="a key to let in no more")
     parser.add_argument(
         "--restrict-ci-key",
         action=argparse.BooleanOptionalAction,
@@ -51,8 +52,19 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="deploy only commits signed by an ssh key in FILE",
     )
+    parser.add_argument(
+        "--server-name",
+        default="",
+        type=checked(r"([A-Za-z0-9*][A-Za-z0-9.*-]*( [A-Za-z0-9*][A-Za-z0-9.*-]*)*)?", "a host name"),
+        metavar="HOST",
+        help="for which host nginx is to pass requests; default: for every one",
+    )
+    parser.add_argument(
+        "--site", default="", metavar="FILE", help="nginx's site; default: deploy/nginx/*.conf, or a built-in one"
+    )
     parser.add_argument("--install-packages", action="store_true", help="get what is missing, with apt or dnf")
     parser.add_argument("--replace", action="store_true", help="replace units and a site of others; keep copies")
+    parser.add_argument("--remove", action="store_true", help="take away what setup made, but for shared/")
     parser.add_argument("--check", action="store_true", help="change nothing; list what differs, exit 1 if anything")
     parser.add_argument("--seen-as", help=argparse.SUPPRESS)
     parser.add_argument("--needs", type=lambda text: text.split(","), help=argparse.SUPPRESS)

@@ -133,7 +133,7 @@ def install(work: Work, of_users: bool) -> None:
 
 def name_missing(work: Work) -> None:
     """Name what is missing still, with all the commands that get it."""
-    programs = missing(work)
+    programs = work.missing = missing(work)
     work.commands += [str(command) for command in commands(work, programs)]
     if "nginx" in programs:
         work.commands.append("setup_machine.py, once more with the same options: it then installs nginx's site")

@@ -47,9 +47,9 @@ def read(path: Path) -> dict[str, Any]:
     raise ground.SetupError(f"{path} is not as setup_machine.py writes it: remove it, and run this again")
 
 
-def shown(app: str, root: Path, user: str, files: Mapping[str, Mapping[str, str]]) -> str:
+def shown(app: str, root: Path, user: str, made: Sequence[str], files: Mapping[str, Mapping[str, str]]) -> str:
     """The text of a record."""
-    about = {"schema": SCHEMA, "app": app, "root": str(root), "user": user, "files": files}
+    about = {"schema": SCHEMA, "app": app, "root": str(root), "user": user, "users": sorted(made), "files": files}
     return json.dumps(about, indent=1, sort_keys=True) + "\n"
 
 

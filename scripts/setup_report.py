@@ -10,6 +10,7 @@ from pathlib import Path
 
 import setup_ground as ground
 import setup_looks as looks
+import setup_tree as tree
 import setup_wanted as wanted
 from setup_work import Work
 
@@ -27,7 +28,7 @@ def tell(work: Work) -> None:
             ground.say(f"  {line}")
     for line in [*work.found, *work.todo]:
         ground.say(f"to do: {line}")
-    if not options.check:
+    if not options.check and not options.remove:
         say_secrets(work)
 
 
@@ -42,7 +43,7 @@ def say_secrets(work: Work) -> None:
     except ground.SetupError:
         sshd = {"hostkey": [str(path)[:-4] for path in sorted(Path("/etc/ssh").glob("ssh_host_*_key.pub"))]}
     place = options.seen_as or own_address(sshd.get("port", []))
-    branch = options.branch or "main"
+    branch = options.branch or tree.said(work, "branch") or "main"
     prefix = re.sub("[^A-Z0-9]", "_", options.name.upper())
     print(f"\nSecrets: make the environment `{options.name}` in the repository (Settings > Environments), limit it to")
     print(f"the branch `{branch}` (Deployment branches and tags > Selected branches and tags), and add them there. As")

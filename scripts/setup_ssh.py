@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 
 import setup_ground as ground
 import setup_keys as keys
+import setup_site as site
 import setup_wanted as wanted
-from deployer import carrier
+from deployer import carrier, config
 from setup_report import split_place
 
 EXIT_OFFLINE = 69
@@ -25,12 +26,12 @@ TAKE_ARCHIVE = (
 ARCHIVE = r"/tmp/setup-machine\.\w+/archive"
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, settings: config.Config) -> int:
     """Run this script on the machine over one ssh connection; return its exit code.
 
     It has two sessions: the archive is stdin's of the first; of the second that is the terminal, as sudo may ask there.
     """
-    archive, version = packed(options)
+    archive, version = packed(options, settings)
     ask_password = sys.stdin.isatty()
     with connected(options, ask_password) as ssh:
         kept = subprocess.run([*ssh, TAKE_ARCHIVE], input=archive, stdout=subprocess.PIPE, check=False)
@@ -68,10 +69,15 @@ def connected(options: argparse.Namespace, ask_password: bool) -> Iterator[list[
                 subprocess.run([*argv, "-O", "exit", "--", host], capture_output=True, check=False, timeout=20)
 
 
-def packed(options: argparse.Namespace) -> tuple[bytes, str]:
+def packed(options: argparse.Namespace, settings: config.Config) -> tuple[bytes, str]:
     """The archive for a machine, and its id. Raises UsageError."""
-    texts = {"authorize.pub": options.authorize, "allowed_signers": options.allowed_signers}
+    texts = {
+        "authorize.pub": options.authorize,
+        "revoke.pub": options.revoke,
+        "allowed_signers": options.allowed_signers,
+    }
     files = bundle({name: text + "\n" for name, text in texts.items() if text})
+    files |= site.carried(options, settings)
     try:
         return carrier.pack(files), carrier.identity(files)
     except ValueError as error:
@@ -97,11 +103,13 @@ def remote_command(options: argparse.Namespace, archive: str, version: str, ask_
     arguments += [word for role in options.role for word in ("--role", role)]
     arguments += ["--branch", options.branch] if options.branch else []
     arguments += ["--authorize", "authorize.pub"] if options.authorize else []
+    arguments += ["--revoke", "revoke.pub"] if options.revoke else []
     if options.restrict_ci_key is not None:
         arguments += ["--restrict-ci-key" if options.restrict_ci_key else "--no-restrict-ci-key"]
     arguments += ["--allowed-signers", "allowed_signers"] if options.allowed_signers else []
     arguments += ["--app", options.app] if options.app else []
-    for flag in ("check", "replace", "install-packages"):
+    arguments += ["--server-name", options.server_name] if options.server_name else []
+    for flag in ("check", "replace", "remove", "install-packages"):
         arguments += [f"--{flag}"] if getattr(options, flag.replace("-", "_")) else []
     arguments += ["--seen-as", options.ssh.rpartition("@")[2], "--needs", ",".join(options.needs)]
     words = ["python3", "-I", "-c", carrier.program(), "setup", archive, version, *arguments]

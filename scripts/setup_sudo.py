@@ -40,7 +40,8 @@ def text_for(work: Work) -> str:
         verbs = ("start", "stop", "restart", "reset-failed")
         before = [" ".join(services.privileged(verb, old.UNITS[1])) for verb in verbs]
         calls = [*calls, *(line for line in before if line not in calls)]
-    return sudoers_text(work.user, calls)
+    shared = " ".join(services.share_call(work.root, work.runs_as))
+    return sudoers_text(work.user, calls) + f"{work.user} ALL=({work.runs_as}) NOPASSWD: {shared}\n"
 
 
 def make(work: Work) -> None:

@@ -21,8 +21,10 @@ def make(work: Work) -> None:
     for name in ("bin", "deployers", "releases", "slots", "envs", "shared"):
         work.directory(work.root / name, 0o755, user, user)
     work.directory(work.root / "state", 0o750, user, user)  # what failed steps printed is not for everybody
-    for name in ("media", "data"):
-        work.directory(work.root / "shared" / name, 0o2775, work.runs_as, work.runs_as)
+    for name in wanted.shared_folders(work.settings):
+        # deploy's files come to be app's group's, too; what is in data is nobody else's business
+        mode = 0o2770 if name == "data" else 0o2775
+        work.directory(work.root / "shared" / name, mode, work.runs_as, work.runs_as)
     env = work.root / "shared" / ".env"
     if ground.exists(env):
         with ground.reached(env) as descriptor:
@@ -36,20 +38,30 @@ def make(work: Work) -> None:
     script(work)
 
 
-def machine_ini(work: Work) -> str:
-    """machine.ini with the options' values; what a person added to it stays."""
+def present(work: Work) -> configparser.ConfigParser:
+    """The machine.ini that is there. Raises UsageError."""
     parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), inline_comment_prefixes=(";",))
     path = work.root / "machine.ini"
     try:
         parser.read_string(ground.read_text(path) or "")
     except (configparser.Error, ValueError) as error:
         raise ground.UsageError(f"{path}: {' '.join(str(error).split())}") from None
-    options = work.options
+    return parser
+
+
+def said(work: Work, key: str) -> str:
+    """What machine.ini says, as an earlier run, or a person, has written it."""
+    return present(work).get("machine", key, fallback="")
+
+
+def machine_ini(work: Work) -> str:
+    """machine.ini with the options' values; what a person added to it stays."""
+    parser, options = present(work), work.options
     values = {"name": options.name, "roles": " ".join(options.role), "repo": options.repo, "branch": options.branch}
     values["verify"] = "signatures" if options.allowed_signers else ""
     if not parser.has_section("machine"):
         parser.add_section("machine")
-    values["app"] = work.app
+    values |= {"app": work.app, "server_name": work.server_name}
     for key, value in values.items():
         if value:
             parser["machine"][key] = value
@@ -61,16 +73,25 @@ def machine_ini(work: Work) -> str:
 def script(work: Work) -> None:
     """bin/deploy_machine.py, unless one that works is there: deploys keep it up to date themselves."""
     path = work.root / "bin" / carrier.ENTRY
-    present = ground.is_there(path)
-    if present and is_whole(path, work.root / carrier.FOLDER):
+    is_there = ground.is_there(path)
+    if is_there and is_whole(path, work.root / carrier.FOLDER) and knows(work, path):
         return
-    if work.differs(f"{path}: {'changed' if present else 'created'}"):
+    if work.differs(f"{path}: {'changed' if is_there else 'created'}"):
         files = carrier.own_files(wanted.HERE)
         archive, version = carrier.pack(files), carrier.identity(files)
         words = [str(work.root), str(len(archive)), version]
         # as the user who can write there: root must not follow what deploy may have put in place
         ground.call(PYTHON, "-I", "-c", carrier.program(), *words, user=work.user, stdin=archive)
         ground.replace_link(path, f"../{carrier.FOLDER}/{version}/{carrier.ENTRY}", work.user)
+
+
+def knows(work: Work, path: Path) -> bool:
+    """Whether that version can read what machine.ini says: keys that it does not know would stop it."""
+    if not work.app and not work.server_name:
+        return True
+    target = ground.link_target(path) or ""
+    version = work.root / carrier.FOLDER / os.path.basename(os.path.dirname(target))
+    return bool(target) and "server_name" in (ground.read_text(version / carrier.PACKAGE / "host.py") or "")
 
 
 def is_whole(path: Path, versions: Path) -> bool:

@@ -65,7 +65,8 @@ def planned(work: Work) -> list[tuple[Path, str]]:
         if (UNITS / unit).exists():
             text = (UNITS / unit).read_text(encoding="utf-8")
             place = SYSTEM_UNITS / wanted.named(unit, work.app)
-            files.append((place, wanted.render_unit(text, str(work.root), work.user, work.app)))
+            folders = wanted.shared_folders(work.settings)
+            files.append((place, wanted.render_unit(text, str(work.root), work.user, work.app, folders)))
             if "\nRestartSec=" in text and knows_backoff():
                 backoff = (UNITS / "backoff.conf").read_text(encoding="utf-8")
                 files.append((place.with_name(f"{place.name}.d") / "backoff.conf", backoff))

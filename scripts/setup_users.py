@@ -25,14 +25,17 @@ def check(names: Sequence[str]) -> None:
 
 
 def make(work: Work) -> None:
+    """Make those that are missing."""
     app = work.runs_as
     if not ground.user_exists(app) and work.differs(f"user {app}: runs the services"):
         ground.call("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
              "--shell", "/usr/sbin/nologin", app)  # fmt: skip
+        work.made_users.append(app)
     if not ground.user_exists(work.user) and work.differs(f"user {work.user}: owns the code, runs the steps"):
         # '*': no password will ever do, but unlike a locked account sshd lets keys in
         ground.call("useradd", "--system", "--user-group", "--create-home", "--home-dir", f"/home/{work.user}",
              "--shell", "/bin/bash", "--password", "*", work.user)  # fmt: skip
+        work.made_users.append(work.user)
     for group in (app, "systemd-journal"):  # to write shared/media, and to show why a service failed
         try:
             members = grp.getgrnam(group).gr_mem

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import setup_ground as ground
-from deployer import config, errors, host, services
+from deployer import config, errors, host, services, shapes
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
@@ -88,8 +88,16 @@ def units_from_here() -> list[str]:
     return sorted(path.name for kind in ("service", "socket", "timer") for path in UNITS.glob(f"*.{kind}"))
 
 
-def render_unit(text: str, root: str, user: str, app: str = "") -> str:
+def shared_folders(settings: config.Config) -> list[str]:
+    """The folders of shared/ in which services may write: those that `shared =` names, and one for databases."""
+    named = [path.rstrip("/") for path in settings.shared if shapes.is_folder(path, ())]
+    return [*dict.fromkeys(["media", "data", *named])]
+
+
+def render_unit(text: str, root: str, user: str, app: str = "", writable: Sequence[str] = ()) -> str:
     """A unit file for this machine: its root, its users, the user that nginx has here, names of the application."""
+    folders = "".join(f" -/srv/app/shared/{name}" for name in writable if name not in ("media", "data"))
+    text = re.sub(r"(?m)^(ReadWritePaths=.*)$", rf"\1{folders}", text)
     text = text.replace("/srv/app", root).replace("User=deploy\n", f"User={user}\n")
     text = text.replace("SocketGroup=deploy\n", f"SocketGroup={user}\n")
     if not ground.user_exists("www-data") and ground.user_exists("nginx"):

@@ -28,12 +28,16 @@ class Work:
         self.library = wanted.LIBRARY / options.app  # root's: what sshd and the units run for others
         self.record_path = self.library / record.NAME
         self.record = record.read(self.record_path)
+        self.made_users: list[str] = list(self.record.get("users", []))
+        self.root_was_ours = ground.is_there(self.root / "machine.ini")
         self.files: record.Files = dict(self.record.get("files", {}))
         self.changes = 0
         self.todo: list[str] = []
         self.commands: list[str] = []  # that get what is missing, in their order
         self.found: list[str] = []
         self.notes: list[str] = []
+        self.missing: list[str] = []  # programs
+        self.server_name = ""
         self.old = ""  # what becomes of a service of version 0.1: see setup_old.py
 
     @property
@@ -71,6 +75,10 @@ class Work:
             return str(path) in self.files
         return (ground.read_text(wanted.sudoers(self.app)) or "").startswith(record.WRITTEN)
 
+    def is_recorded(self, path: Path) -> bool:
+        """Whether the record has it."""
+        return str(path) in self.files
+
     def files_are_own(self) -> bool:
         """Whether setup was here before, with a record or before there were any."""
         return bool(self.record) or self.is_own(wanted.SYSTEM_UNITS / wanted.STARTUP_UNIT)
@@ -79,7 +87,8 @@ class Work:
         """Note what is installed now; also if something failed behind that."""
         if self.files and not self.options.check:
             self.directory(self.library, 0o755, "root", "root")
-            self.file(self.record_path, record.shown(self.app, self.root, self.user, self.files), 0o644, "root", "root")
+            text = record.shown(self.app, self.root, self.user, self.made_users, self.files)
+            self.file(self.record_path, text, 0o644, "root", "root")
 
     def directory(self, path: Path, mode: int, owner: str, group: str, only_if_missing: bool = False) -> None:
         if ground.exists(path):

@@ -435,6 +435,7 @@ def allow_and_configure(world: World, machine: Machine) -> None:
     machine.run("tee", "/srv/app/shared/.env", input=DOT_ENV)
     if "frontend" in ROLES.get(machine.name, []):
         site = machine.root / "etc/nginx/sites-enabled"
-        (site / "default").unlink(missing_ok=True)
-        (site / "board.conf").write_text((world.clone / "deploy/nginx/board.conf").read_text())
-        machine.run("systemctl", "enable", "nginx.service")
+        if not (site / "board.conf").is_symlink():  # version 0.1 installed none
+            (site / "default").unlink(missing_ok=True)
+            (site / "board.conf").write_text((world.clone / "deploy/nginx/board.conf").read_text())
+            machine.run("systemctl", "enable", "nginx.service")

@@ -339,12 +339,8 @@ def test_a_boot_can_be_rehearsed(world: World) -> None:
 def test_a_single_machine_with_both_roles_catches_up(world: World) -> None:
     scheduler = world.boot("scheduler")
     assert world.set_up("scheduler", roles=["scheduler", "frontend"]).returncode == 0
-    site = scheduler.root / "etc/nginx/sites-enabled"
-    (site / "default").unlink()
-    (site / "board.conf").write_text((world.clone / "deploy/nginx/board.conf").read_text())
     world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
     assert scheduler.deploy().outcome == "deployed"
-    scheduler.run("systemctl", "enable", "nginx.service")
     scheduler.shut_down()
     newest = world.commit(world.edit("board/views.py", "[:40]", "[:30]"))
     scheduler.boot(wait="")

@@ -151,9 +151,6 @@ def test_roles_decide_which_services_run(world: World) -> None:
     assert both.returncode == 0, both.stderr
     allow_and_configure(world, scheduler)
     world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
-    (scheduler.root / "etc/nginx/sites-enabled/default").unlink()
-    site = (world.clone / "deploy/nginx/board.conf").read_text()
-    (scheduler.root / "etc/nginx/sites-enabled/board.conf").write_text(site)
     done = scheduler.deploy()
     assert done.actions == {
         "scheduler.service": "restarted",

@@ -421,18 +421,148 @@ def test_known_hosts_lines_are_those_that_ssh_looks_for(bare: World) -> None:
         assert asked.returncode == 0, (place, lines, asked.stderr)
 
 
-def test_what_nginx_must_pass_requests_to(bare: World) -> None:
+def test_what_setup_made_is_taken_away_but_for_shared(world: World) -> None:
+    frontend = world.boot("frontend")
+    frontend.sh("echo precious > /srv/app/shared/media/photo; mkdir -p /etc/systemd/system/gunicorn@.service.d")
+    drop_in = "/etc/systemd/system/gunicorn@.service.d/own.conf"
+    frontend.sh(f"echo '[Service]' > {drop_in}")
+    keys = "/home/deploy/.ssh/authorized_keys"
+    was = frontend.out(f"cat {keys}")
+    replace = ["--authorize", str(world.home / "admin.pub"), "--revoke", str(world.home / "ci.pub")]
+    world.set_up("frontend", *replace[:2])
+    assert len(frontend.out(f"cat {keys}").splitlines()) == 2, "the new key, beside the old one"
+    done = world.set_up("frontend", *replace)
+    assert "note: the key of --revoke is let in no more" in done.stdout
+    assert frontend.out(f"cat {keys}").count("ssh-ed25519") == 1 and was not in frontend.out(f"cat {keys}")
+    again = world.set_up("frontend", *replace)
+    assert "note: the key of --revoke was not among those of deploy" in again.stdout
+    assert "no changes" in again.stdout
+
+    check = world.set_up("frontend", "--remove", "--check")
+    assert (check.returncode, "differs: user deploy: removed" in check.stdout) == (1, True), check.stdout + check.stderr
+    assert frontend.health()["status"] == 200
+    done = world.set_up("frontend", "--remove")
+    assert done.returncode == 0, done.stderr
+    assert "note: /srv/app/shared stays" in done.stdout
+    assert "Secrets" not in done.stdout
+    assert frontend.out("cat /srv/app/shared/media/photo; ls -A /srv/app") == "precious\nshared"
+    left = "find /etc /usr/local/lib/deploy-machine /home -path '*gunicorn*' -o -path '*deploy*' -o -name board.conf"
+    assert frontend.out(f"{left} 2>/dev/null | grep -v passwd || true").split() == [drop_in.rpartition("/")[0], drop_in]
+    units = "systemctl list-units --all --plain --no-legend 'gunicorn*' 'deploy-*'"
+    assert frontend.out(f"{units} | grep -v not-found || true") == ""
+    assert frontend.out("id deploy app || true") == ""
+    assert "no changes" in world.set_up("frontend", "--remove").stdout
+
+
+STEP = """
+[step count]
+run = python3 -c "import sqlite3; [sqlite3.connect('/srv/app/shared/data/' + n, isolation_level=None).execute(
+    'create table if not exists t (x)').execute('insert into t values (1)') for n in ('app.db', 'step.db')]"
+"""
+COUNT = """python3 -c "import sqlite3; c = sqlite3.connect('/srv/app/shared/data/%s', isolation_level=None)
+c.execute('create table if not exists t (x)'); c.execute('insert into t values (1)')
+print(c.execute('select count(*) from t').fetchone()[0])" """
+
+
+def test_what_app_deploy_and_nginx_write_is_open_to_each_other(world: World) -> None:
+    frontend = world.boot("frontend")
+    ini = "[deploy]\nshared = .env media uploads\n\n" + (world.clone / "deploy.ini").read_text()
+    world.commit({"deploy.ini": ini + STEP})
+    done = world.set_up("frontend")
+    assert "+ /srv/app/shared/uploads/: created" in done.stdout, done.stdout + done.stderr
+    assert "/srv/app/shared/uploads" in frontend.show("gunicorn@blue.service", "ReadWritePaths")
+    assert frontend.out("stat -c '%a %U:%G' /srv/app/shared/data") == "2770 app:app"
+
+    umask = frontend.show("gunicorn@blue.service", "UMask")
+    assert umask == "0002"
+    frontend.sh(f"umask {umask}; cd /srv/app/shared/media && mkdir -p a/b && echo upload > a/b/file", user="app")
+    assert frontend.out("curl -sf http://127.0.0.1/media/a/b/file") == "upload"
+    frontend.sh("echo more >> /srv/app/shared/media/a/b/file; touch /srv/app/shared/media/a/b/own", user="deploy")
+    assert frontend.out(f"umask {umask}; {COUNT % 'app.db'}", user="app") == "1"
+    assert frontend.out("stat -c %a /srv/app/shared/data/app.db") == "644", "whatever the umask: SQLite has it so"
+
+    deployed = frontend.deploy()
+    assert (deployed.outcome, "count" in deployed.ran) == ("deployed", True), deployed.log
+    assert frontend.out(f"umask {umask}; {COUNT % 'app.db'}", user="app") == "3"
+    assert frontend.out(f"umask {umask}; {COUNT % 'step.db'}", user="app") == "2", "made by a step of deploy's"
+    assert frontend.deploy("--full").outcome == "deployed"
+    assert "no changes" in world.set_up("frontend").stdout
+
+
+def test_nginx_gets_the_applications_site(bare: World) -> None:
     frontend = bare.boot("frontend")
-    address = "unix:/srv/app/current/.socket"
-    assert f"to do: nginx: no file below /etc/nginx passes requests to {address}" in bare.set_up("frontend").stdout
-    site = "upstream board {\n    server unix:/run/gunicorn.sock fail_timeout=0;\n}\n"
-    frontend.run("tee", "/etc/nginx/sites-available/board", input=site)
-    frontend.sh("ln -s ../sites-available/board /etc/nginx/sites-enabled/board")
-    told = [line for line in bare.set_up("frontend", "--check").stdout.splitlines() if "nginx:" in line]
-    place = "/etc/nginx/sites-available/board:2"
-    assert told == [f"to do: nginx: write in {place}: server {address} fail_timeout=0;"]
-    frontend.run("tee", "/etc/nginx/sites-available/board", input=site.replace("unix:/run/gunicorn.sock", address))
-    assert "nginx:" not in bare.set_up("frontend", "--check").stdout
+    site, link = "/etc/nginx/sites-available/board.conf", "/etc/nginx/sites-enabled/board.conf"
+    source = bare.clone / "deploy/nginx/board.conf"
+    text = source.read_text()
+    check = bare.set_up("frontend", "--check")
+    assert f"differs: {site}: created" in check.stdout
+    done = bare.set_up("frontend")
+    assert (done.returncode, frontend.out(f"cat {link}")) == (0, text.strip()), done.stderr
+    assert frontend.out("ls /etc/nginx/sites-enabled; ls /etc/nginx/sites-available/default").split() == [
+        "board.conf", "/etc/nginx/sites-available/default",
+    ]  # fmt: skip
+    assert frontend.show("nginx.service", "UnitFileState") == "enabled"
+    frontend.sh("systemctl start nginx")
+
+    source.write_text(text.replace("listen 80", "lissen 80"))
+    record = frontend.out("cat /usr/local/lib/deploy-machine/installed.json")
+    done = bare.set_up("frontend")
+    says = 'nginx does not take board.conf; what was there is back: nginx -t: unknown directive "lissen"'
+    assert (done.returncode, says in done.stderr) == (10, True), done.stderr
+    assert frontend.out(f"cat {site}") == text.strip()
+    assert frontend.out("cat /usr/local/lib/deploy-machine/installed.json") == record
+    assert frontend.sh("nginx -t -q && curl -s -o /dev/null http://127.0.0.1/").returncode == 0
+
+    source.write_text(text.replace("20m", "30m"))
+    assert f"differs: {site}: changed" in bare.set_up("frontend", "--check").stdout
+    bare.set_up("frontend")
+    frontend.sh(f"echo '# certbot' >> {site}")
+    done = bare.set_up("frontend")
+    assert f"{site} was changed since setup wrote it, and stays" in done.stdout
+    assert "no changes" in done.stdout
+    done = bare.set_up("frontend", "--replace")
+    assert (f"kept as {site}.20" in done.stdout, "certbot" in frontend.out(f"cat {site}")) == (True, False)
+
+    other = source.with_name("other.conf")
+    other.write_text(text)
+    done = bare.set_up("frontend")
+    assert (done.returncode, "has board.conf, other.conf: say which" in done.stderr) == (2, True)
+    done = bare.set_up("frontend", "--site", str(other), roles=["scheduler"])
+    assert f"+ {site}: removed" in done.stdout
+    assert frontend.out("ls /etc/nginx/sites-enabled") == ""
+
+
+def test_nginx_gets_a_built_in_site_where_the_application_has_none(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    (bare.clone / "deploy/nginx/board.conf").unlink()
+    frontend.sh("cd /etc/nginx && rm -r sites-enabled sites-available && sed -i /sites-enabled/d nginx.conf")  # as RHEL
+    done = bare.set_up("frontend", "--server-name", "app.example.com")
+    assert done.returncode == 0, done.stderr
+    text = frontend.out("cat /etc/nginx/conf.d/app.conf")
+    assert ("server_name app.example.com;" in text, "default_server" in text) == (True, False)
+    assert "alias /srv/app/current/staticfiles/;" in text
+    assert "server_name = app.example.com" in frontend.out("cat /srv/app/machine.ini")
+    again = bare.set_up("frontend")
+    assert "note: server_name = app.example.com stays, as --server-name said once" in again.stdout
+    assert "no changes" in again.stdout
+
+
+def test_a_site_of_others_goes_on(bare: World) -> None:
+    frontend = bare.boot("frontend")
+    place = "/etc/nginx/sites-enabled/mine"
+    frontend.run("tee", place, input="server { listen 80 default_server; return 204; }\n")
+    frontend.sh("rm /etc/nginx/sites-enabled/default; systemctl start nginx")
+    for extra, says in (
+        ([], f"to do: nginx: {place} answers where setup's site would, and goes on: deploy, then"),
+        (["--replace"], f"to do: nginx: {place} goes on, as no release answers here yet: deploy, then"),
+    ):
+        done = bare.set_up("frontend", *extra)
+        assert (done.returncode, says in done.stdout) == (0, True), done.stdout
+        assert frontend.out("ls /etc/nginx/sites-enabled") == "mine"
+    frontend.sh(f"sed -i 's,return 204;,location / {{ proxy_pass http://unix:/srv/app/current/.socket; }},' {place}")
+    done = bare.set_up("frontend")
+    assert f"note: nginx: {place} passes requests to /srv/app/current, and stays as it is" in done.stdout
+    assert "to do: nginx" not in done.stdout
 
 
 @pytest.mark.parametrize(

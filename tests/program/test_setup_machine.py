@@ -19,7 +19,9 @@ import setup_report  # noqa: E402
 import setup_ssh  # noqa: E402
 import setup_tree  # noqa: E402
 import setup_wanted  # noqa: E402
-from deployer import carrier  # noqa: E402
+from deployer import carrier, config  # noqa: E402
+
+SETTINGS = config.parse("", "defaults")
 
 
 def options_with(**more: str) -> argparse.Namespace:
@@ -34,7 +36,7 @@ def options_with(**more: str) -> argparse.Namespace:
 
 def test_what_is_carried_over_ssh() -> None:
     options = options_with(authorize="ssh-ed25519 AAAA ci", allowed_signers="me@example.com ssh-ed25519 AAAA\n")
-    archive, version = setup_ssh.packed(options)
+    archive, version = setup_ssh.packed(options, SETTINGS)
     files = carrier.unpack(archive, version)
     own = {f"scripts/{name}": data for name, data in carrier.own_files(SCRIPTS).items()}
     assert {name: data for name, data in files.items() if name in own} == own
@@ -60,7 +62,7 @@ def test_a_file_that_cannot_be_carried_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(setup_wanted, "HERE", tmp_path / "scripts")
     (tmp_path / "scripts").symlink_to(SCRIPTS)
     with pytest.raises(setup_ground.UsageError, match=r"systemd/\.x\.service\.swp is not text in UTF-8: remove it"):
-        setup_ssh.packed(options_with())
+        setup_ssh.packed(options_with(), SETTINGS)
 
 
 def test_a_program_is_not_spelt_out_in_a_message() -> None:
