@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import setup_ground as ground
+import setup_old as old
 import setup_record as record
 import setup_sudo as sudo
 import setup_units as units
 import setup_wanted as wanted
+from deployer import config, host, services
 from setup_work import Work
 
 OTHER_UNITS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
@@ -25,7 +27,7 @@ def check(work: Work) -> None:
         return
     if lines and work.options.check:
         for line in lines:
-            work.differs(f"{line}: --replace would keep a copy and put setup's there")
+            work.differs(f"not setup's, and in the way (--replace keeps copies): {line}")
     elif lines:
         says = (
             "these are in the way, and not setup's; nothing was touched. --replace keeps a copy of each and says how to"
@@ -65,10 +67,22 @@ def found(work: Work) -> Iterator[str]:
     for path, text in [*units.planned(work), (sudo.path(work), None)]:
         if is_foreign(work, path, text):
             yield f"{path}{' is a link' if ground.is_link(path) else ''}"
+    yield from would_be_stopped(work)
     for name in units.names(work):
         for folder in dict.fromkeys(str(Path(folder).resolve()) for folder in OTHER_UNITS):
             if (Path(folder) / name).exists():
                 yield f"{folder}/{name}, of a package, which a unit of that name below {wanted.SYSTEM_UNITS} would hide"
+
+
+def would_be_stopped(work: Work) -> Iterator[str]:
+    """Units of a person's own that deploys here would stop, as their names are those of roles of other machines."""
+    settings = host.of_app(work.settings, work.app)
+    for unit in services.foreign_units(settings, config.roles_of(work.options.role, settings)):
+        path = wanted.SYSTEM_UNITS / unit
+        if path.exists() and not work.is_own(path) and not (unit in old.UNITS and work.old):
+            states = ground.call("systemctl", "show", "--property=ActiveState,UnitFileState", "--", unit).stdout
+            if "=active\n" in states or "=enabled\n" in states:
+                yield f"{path}, which deploys would stop: this machine is to have no role with it (add --role)"
 
 
 def is_foreign(work: Work, path: Path, text: str | None = None) -> bool:

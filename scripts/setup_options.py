@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import setup_ground as ground
+import setup_wanted as wanted
 from deployer import errors, host
 
 
@@ -55,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--server-name",
         default="",
-        type=checked(r"([A-Za-z0-9*][A-Za-z0-9.*-]*( [A-Za-z0-9*][A-Za-z0-9.*-]*)*)?", "a host name"),
+        type=checked(wanted.SERVER_NAME, "a host name"),
         metavar="HOST",
         help="for which host nginx is to pass requests; default: for every one",
     )

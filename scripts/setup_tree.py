@@ -50,8 +50,14 @@ def present(work: Work) -> configparser.ConfigParser:
 
 
 def said(work: Work, key: str) -> str:
-    """What machine.ini says, as an earlier run, or a person, has written it."""
-    return present(work).get("machine", key, fallback="")
+    """What machine.ini says, as an earlier run, or a person, has written it. Raises UsageError.
+
+    `deploy` could put another file in its place, and a server_name comes into what nginx reads as root.
+    """
+    value = present(work).get("machine", key, fallback="")
+    if key == "server_name" and not re.fullmatch(wanted.SERVER_NAME, value):
+        raise ground.UsageError(f"{work.root}/machine.ini: server_name = {value}: is not a host name")
+    return value
 
 
 def machine_ini(work: Work) -> str:

@@ -16,6 +16,7 @@ SYSTEM_UNITS = Path("/etc/systemd/system")
 STARTUP_UNIT = "deploy-on-startup.service"
 WATCH_UNITS = ("deploy-watch.service", "deploy-watch.timer")
 LIBRARY = Path("/usr/local/lib/deploy-machine")  # root's: what sshd and the units run for others
+SERVER_NAME = r"([A-Za-z0-9*][A-Za-z0-9.*-]*( [A-Za-z0-9*][A-Za-z0-9.*-]*)*)?"
 PYTHON = "/usr/bin/python3"  # what the units use
 
 

@@ -197,8 +197,16 @@ def test_what_others_wrote_is_found_first_and_kept(bare: World) -> None:
     scheduler.sh(f"mkdir {unit}.d; printf '[Service]\\nNice=5\\n' > {unit}.d/own.conf; systemctl start scheduler")
     pid = scheduler.pids("scheduler.service")
     before = scheduler.out("find /etc /srv /home /usr/local -newer /etc/hostname | sort")
+    other = bare.set_up("scheduler", roles=["frontend"])
+    assert (other.returncode, f"  {unit}, which deploys would stop: this machine is to have no" in other.stderr) == (
+        2,
+        True,
+    )
     check = bare.set_up("scheduler", "--check")
-    assert (check.returncode, f"differs: {unit}: --replace would keep a copy" in check.stdout) == (1, True)
+    assert (
+        check.returncode,
+        f"differs: not setup's, and in the way (--replace keeps copies): {unit}\n" in check.stdout,
+    ) == (1, True)
     refused = bare.set_up("scheduler")
     first, *others = refused.stderr.splitlines()
     assert (refused.returncode, others) == (2, [f"  {unit}"]), refused
@@ -246,7 +254,9 @@ def test_as_root_on_the_machine_itself(bare: World) -> None:
     assert "frontend: " in done.stdout
     assert "FRONTEND_HOST = 10.0.0.6" in done.stdout
     assert "branch = main" in frontend.out("cat /srv/app/machine.ini")
-    assert "no changes" in frontend.sh(command).stdout
+    again = frontend.sh(command.replace(" --branch main", "")).stdout
+    assert "note: branch = main stays, as --branch said once" in again
+    assert "no changes" in again
     refused = frontend.sh(command, user="deploy", check=False)
     assert refused.returncode == 2
     assert "run it as root on the machine" in refused.stderr

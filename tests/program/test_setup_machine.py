@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -15,11 +16,14 @@ sys.path.insert(0, str(SCRIPTS))
 import setup_ground  # noqa: E402
 import setup_looks  # noqa: E402
 import setup_options  # noqa: E402
+import setup_packages  # noqa: E402
 import setup_report  # noqa: E402
+import setup_site  # noqa: E402
 import setup_ssh  # noqa: E402
 import setup_tree  # noqa: E402
 import setup_wanted  # noqa: E402
 from deployer import carrier, config  # noqa: E402
+from setup_work import Work  # noqa: E402
 
 SETTINGS = config.parse("", "defaults")
 
@@ -63,6 +67,66 @@ def test_a_file_that_cannot_be_carried_is_named(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "scripts").symlink_to(SCRIPTS)
     with pytest.raises(setup_ground.UsageError, match=r"systemd/\.x\.service\.swp is not text in UTF-8: remove it"):
         setup_ssh.packed(options_with(), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("manager", "commands"),
+    [
+        ("apt-get", ["apt-get update", "apt-get install --yes --no-install-recommends nginx nodejs npm pipx",
+                     "npm install --global pnpm", "sudo -H -u deploy pipx install uv"]),
+        ("dnf", ["dnf install --assumeyes nginx nodejs npm python3-pip", "npm install --global pnpm",
+                 "sudo -H -u deploy python3 -m pip install --user uv"]),
+    ],
+)  # fmt: skip
+def test_what_gets_the_programs_that_are_missing(
+    manager: str, commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / manager).touch(0o755)
+    monkeypatch.setattr(setup_ground, "PATH", str(tmp_path))
+    work = Work(options_with(), SETTINGS)
+    found = setup_packages.commands(work, ["nginx", "node", "pnpm", "uv"])
+    assert [str(command) for command in found] == commands
+
+
+FIRST = r"(?<![\w-])(gunicorn|scheduler|deploy-on-startup|deploy-watch)(@|\.\w+$)|/srv/app|=(app|deploy|gunicorn)$"
+
+
+def of_blog(unit: str) -> str:
+    text = (setup_wanted.UNITS / unit).read_text()
+    return setup_wanted.render_unit(text, "/srv/blog", "deploy-blog", "blog", ["uploads"])
+
+
+def test_units_of_a_second_application_name_nothing_of_the_first() -> None:
+    for unit in {*setup_wanted.units_from_here()} - {"gunicorn-old-address.service"}:
+        lines = [line for line in of_blog(unit).splitlines() if not line.startswith("#")]
+        assert [line for line in lines if re.search(FIRST, line)] == [], unit
+    service = of_blog("gunicorn@.service")
+    assert 'readlink /srv/blog/current/.socket)" = /run/gunicorn-blog-%i.sock' in service
+    assert "-/srv/blog/shared/media -/srv/blog/shared/data -/srv/blog/shared/uploads\n" in service
+    assert "/usr/local/lib/deploy-machine/blog/dotenv.py" in service
+    assert "Before=scheduler-blog.service gunicorn-blog@blue.service" in of_blog("deploy-on-startup.service")
+
+
+def test_what_deploy_writes_into_machine_ini_does_not_come_into_nginxs_files(tmp_path: Path) -> None:
+    options = options_with()
+    options.root = str(tmp_path)
+    work = Work(options, SETTINGS)
+    (tmp_path / "machine.ini").write_text("[machine]\nserver_name = x; include /srv/app/evil.conf\n")
+    with pytest.raises(setup_ground.UsageError, match="is not a host name"):
+        setup_tree.said(work, "server_name")
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("server { listen 80 default_server; server_name _; }", {"80"}),
+        ("server { listen [::]:80 default_server ipv6only=on; }", {"80"}),
+        ("server { listen 80; server_name a.example.com b.example.com; }", {"a.example.com", "b.example.com"}),
+        ("# server_name a;\nserver { listen 443 ssl; }", set()),
+    ],
+)
+def test_for_whom_a_site_answers(text: str, answers: set[str]) -> None:
+    assert setup_site.answers_for(text) == answers
 
 
 def test_a_program_is_not_spelt_out_in_a_message() -> None:
