@@ -73,9 +73,10 @@ def test_every_document_says_for_whom_it_is_and_is_reached_from_the_readme(page:
     assert f"({name_of(page)})" in README.read_text()
 
 
-def test_what_the_readme_quotes_of_the_example_stands_there() -> None:
+def test_what_is_quoted_of_the_example_stands_there() -> None:
     """A row of the table of what an application must have: `line`, `line` in [file](path), ..."""
-    quoted = re.findall(rf"((?:`[^`]+`(?:, )?)+) in \[[^\]]+\]\(({EXAMPLE}[^)]+)\)", README.read_text())
+    page = (REPOSITORY / "docs/adopting.md").read_text()
+    quoted = re.findall(rf"((?:`[^`]+`(?:, )?)+) in \[[^\]]+\]\(\.\./({EXAMPLE}[^)]+)\)", page)
     assert len(quoted) > 8
     for lines, path in quoted:
         text = (REPOSITORY / path).read_text()
