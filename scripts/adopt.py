@@ -97,18 +97,15 @@ def compare(application: repo.Application, wanted: Sequence[files.Wanted], repla
             changes.append(change._replace(verb="replace" if replace else "kept"))
     for one in files.gone(application, wanted):
         old = application.text(one.path)
-        verb = "remove" if old in one.known or replace else "kept"
-        if KEEP not in old:
-            changes.append(Change(one.path, verb, "", old))
+        if old in one.known:  # else it is the application's own, or has become so
+            changes.append(Change(one.path, "remove", "", old))
     return changes
 
 
-def check_committed(application: repo.Application, changes: Sequence[Change], known: Sequence[files.Wanted]) -> None:
+def check_committed(application: repo.Application, changes: Sequence[Change]) -> None:
     """Raises UsageError where a person's change would be lost: git does not have it."""
-    ours = {one.path: one.known for one in known}
     for change in changes:
-        theirs = change.verb in ("replace", "remove") and change.old not in ours.get(change.path, ())
-        if theirs and not application.is_committed(change.path):
+        if change.verb == "replace" and not application.is_committed(change.path):
             raise errors.UsageError(
                 f"{change.path} has changes that are not committed: commit them first, git then has them"
             )
@@ -161,6 +158,12 @@ def show_found(application: repo.Application, found: looks.Found, settled: ini.S
         "Procfile": ", ".join(line.partition(":")[0] for line in found.procfile.splitlines() if ":" in line) or "none",
         "workflows": ", ".join(os.path.basename(path) for path in found.workflows) or "none",
     }
+    output, is_sure = looks.build_output(application, looks.commit_of(application, settled.text), found)
+    if output:
+        guess = (
+            "" if is_sure else " (a guess: if it is another folder, deploy.ini says it: [step build] provides = ...)"
+        )
+        facts["build"] = f"fills {output}{guess}"
     say("Found")
     for name, value in facts.items():
         say(
@@ -171,7 +174,13 @@ def show_found(application: repo.Application, found: looks.Found, settled: ini.S
 
 
 def shown(value: object) -> str:
-    return "none" if value is None else "not known" if value is UNKNOWN else str(getattr(value, "path", value))
+    return (
+        "none"
+        if value is None
+        else "not known: see to it yourself"
+        if value is UNKNOWN
+        else str(getattr(value, "path", value))
+    )
 
 
 def show_changes(changes: Sequence[Change], options: argparse.Namespace) -> None:
@@ -231,6 +240,23 @@ def show_tasks(tasks: Sequence[todo.Task]) -> None:
             say()
 
 
+def show_update(changes: Sequence[Change]) -> None:
+    """The commands from an earlier adoption to this version."""
+    paths = [change.path for change in changes if not change.is_left]
+    if paths:
+        say("And then")
+        say()
+        say(f"    git add --all -- {shlex.join(tops_of(paths))} && git commit -m 'Update deploy-machine' && git push")
+        say()
+    if any(path.startswith("systemd/") for path in paths):
+        say("  Units have changed: run setup_machine.py again for each machine, as before (--check says what differs)")
+
+
+def tops_of(paths: Sequence[str]) -> list[str]:
+    """The files and folders of the root that paths lie in."""
+    return sorted({path.partition("/")[0] for path in paths})
+
+
 def show_next(application: repo.Application, settled: ini.Settled, paths: Sequence[str]) -> None:
     """The commands from here to the first deploy."""
     url = application.url()
@@ -238,8 +264,7 @@ def show_next(application: repo.Application, settled: ini.Settled, paths: Sequen
     say()
     ignored = application.ignored(paths)
     force = ["git", "add", "--force", "--", *ignored]
-    tops = sorted({path if "/" not in path else path.partition("/")[0] for path in paths})
-    say(f"    git add -- {shlex.join(tops)}")
+    say(f"    git add -- {shlex.join(tops_of(paths))}")
     if ignored:
         say(f"    {shlex.join(force)}    # .gitignore names them")
     say("    git commit -m 'Deploy with deploy-machine' && git push")
@@ -342,8 +367,7 @@ def main_inner(arguments: Sequence[str]) -> int:
     wanted = files.wanted(application, found, settled, todo.asked_by(tasks))
     changes = compare(application, wanted, options.replace)
     if options.write:
-        ours = [*wanted, *files.gone(application, wanted)]
-        check_committed(application, changes, ours)
+        check_committed(application, changes)
         for change in changes:
             if not change.is_left:
                 write(application, change)
@@ -354,7 +378,10 @@ def main_inner(arguments: Sequence[str]) -> int:
         for line in (found_wrong := [*verdict(changes, tasks)]):
             say(f"check: {line}")
         return EXIT_DIFFERS if found_wrong else 0
-    show_next(application, settled, [one.path for one in wanted])
+    if "scripts/deploy_machine.py" in application.tracked:
+        show_update(changes)
+    else:
+        show_next(application, settled, [one.path for one in wanted])
     return 0
 
 

@@ -14,9 +14,7 @@ from adopt_values import Place, plain
 from deployer import errors
 
 OTHER_WORKFLOW = ".github/workflows/deploy-machines.yml"  # where cd.yml is a workflow of the application's own
-IS_OURS = "scripts/push_deploy.py"  # in a workflow: it is this project's, under whatever name
 SCHEDULER_UNIT = "systemd/scheduler.service"
-MACHINE = re.compile(r"(?m)^ +- \{ machine: ([\w-]+), roles: ([\w. -]+) \}$")
 BRANCH = re.compile(r"(?m)^    branches: \[\"?([^\]\"]+)\"?\]$")
 # places of cd.yml that name the branch: {0} as it is, {1} as a word of YAML, {2} within '...'
 OF_BRANCH = (
@@ -106,12 +104,9 @@ def unit_for(program: looks.Program, text: str, folder: str) -> str:
 
 def workflow(application: repo.Application, settled: ini.Settled, text: str, history: Sequence[str]) -> Wanted:
     """cd.yml for these machines; under another name where the application has a cd.yml of its own."""
-    folder = [path for path in application.tree if re.fullmatch(r"\.github/workflows/[^/]+\.ya?ml", path)]
-    ours = [path for path in folder if IS_OURS in application.text(path)]
-    free = [path for path in (repo.WORKFLOW, OTHER_WORKFLOW) if path not in folder]
-    path = [*sorted(ours, key=lambda path: path != repo.WORKFLOW), *free, OTHER_WORKFLOW][0]
+    path = application.workflow() or (OTHER_WORKFLOW if repo.WORKFLOW in application.files else repo.WORKFLOW)
     present = application.text(path)
-    before = [ini.Machine(name, tuple(roles.split())) for name, roles in MACHINE.findall(present)]
+    before = ini.machines_in(present)
     branch = BRANCH.search(present)
     known = [*history, *(cd(one, before, branch[1] if branch else "main") for one in [*history, text] if before)]
     return Wanted(path, cd(text, settled.machines, settled.branch), known=tuple(known))

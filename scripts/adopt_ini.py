@@ -14,6 +14,7 @@ from deployer import complaints, config, errors, ini, mirror, steps
 DEFAULT_MACHINES = ("scheduler=scheduler", "frontend=frontend")
 # words that a workflow has for something else, or that YAML does not read as words
 NO_NAMES = re.compile(r"all|true|false|null|yes|no|on|off|github.*|deploy", re.IGNORECASE)
+MATRIX = re.compile(r"(?m)^ +- \{ machine: ([\w-]+), roles: ([\w. -]+) \}$")  # of cd.yml
 Sections = dict[str, dict[str, str]]
 MACHINES_HEAD = """\
 ; The machines that this application is deployed to, and how often each is on. No addresses: they are secrets.
@@ -58,12 +59,18 @@ def machines_of(application: repo.Application, asked: Sequence[str], settings: c
         there = tuple(
             Machine(name, tuple(section.get("roles", "").split())) for name, section in ini.parse(text).items()
         )
-    machines = there or tuple(machine(words) for words in asked or DEFAULT_MACHINES)
+    copied = [] if asked else machines_in(application.text(application.workflow() or "machines.ini"))
+    machines = there or tuple(copied) or tuple(machine(words) for words in asked or DEFAULT_MACHINES)
     if there and asked and {*map(machine, asked)} != {*there}:
         names = ", ".join(one.name for one in there)
         raise errors.UsageError(f"--machine: machines.ini is the inventory, and has {names}: change it there")
     check_machines(machines, settings)
     return machines
+
+
+def machines_in(workflow: str) -> list[Machine]:
+    """The machines that a cd.yml deploys to."""
+    return [Machine(name, tuple(roles.split())) for name, roles in MATRIX.findall(workflow)]
 
 
 def machine(text: str) -> Machine:

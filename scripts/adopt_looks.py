@@ -23,8 +23,10 @@ SCHEDULER = re.compile(r"(run|start)?_?(ap|the_?)?scheduler|run_?.*schedul.*|.*_
 NO_SCHEDULER = re.compile(r"heartbeat|check|status|health|stop|list|clear|purge|test")
 COMMANDS_OF_APPS = {
     "django_q": "qcluster", "huey.contrib.djhuey": "run_huey", "background_task": "process_tasks",
-    "django_tasks.backends.database": "db_worker", "django_dramatiq": "rundramatiq",
+    "django_tasks.backends.database": "db_worker", "django_rq": "rqworker default", "django_dramatiq": "rundramatiq",
 }  # fmt: skip
+BUNDLER = re.compile(r"(vite|webpack|rollup|rspack)\.([\w-]+\.)*config\.([\w-]+\.)*[cm]?[jt]s|(vite|webpack)\.[cm]?js")
+OUTPUT = re.compile(r"""(?:outDir|\bpath|\bdir)\s*:[^,\n]*["'](?:\./)?([\w./-]+)["']""")
 LOGIN = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 
 
@@ -126,14 +128,25 @@ def dotted(path: str) -> str:
 
 def default_settings(application: repo.Application, reader: values.Reader) -> tuple[str, ...]:
     """The settings modules that manage.py, wsgi.py and asgi.py name, manage.py's first."""
-    paths = [
-        path for path in modules_below(application, reader.folder) if os.path.basename(path) in ("wsgi.py", "asgi.py")
-    ]
-    found = []
+    names = ("wsgi.py", "asgi.py")
+    paths = [path for path in modules_below(application, reader.folder) if os.path.basename(path) in names]
+    found: list[str] = []
     for path in ["manage.py", *paths]:
-        text = application.text(shapes.join(reader.folder, path))
-        found += re.findall(r"""DJANGO_SETTINGS_MODULE["'],?\]?\s*[,=]\s*["']([\w.]+)["']""", text)
+        found += sets_settings(reader.parse(shapes.join(reader.folder, path)))
     return tuple(dict.fromkeys(found))
+
+
+def sets_settings(module: ast.Module) -> Iterator[str]:
+    """The values that a module gives to DJANGO_SETTINGS_MODULE."""
+    for node in ast.walk(module):
+        words: list[ast.expr] = []
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setdefault"):
+            words = node.args[:2]
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+            words = [node.targets[0].slice, node.value]
+        texts = [word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+        if len(texts) == 2 and texts[0] == "DJANGO_SETTINGS_MODULE":
+            yield texts[1]
 
 
 def settings_of(
@@ -245,7 +258,8 @@ def programs_of(
         names.get("INSTALLED_APPS"), list) else []  # fmt: skip
     commands = sorted(command_names(application), key=lambda name: (name != "run_scheduler", len(name), name))
     ours = [name for name in commands if SCHEDULER.fullmatch(name) and not NO_SCHEDULER.search(name)]
-    listed = re.findall(r"^(?:scheduler|clock|cron)\w*:.*manage\.py\s+([\w-]+)", procfile, re.MULTILINE)
+    # with its arguments, if they are plain words
+    listed = re.findall(r"(?m)^(?:scheduler|clock|cron)\w*:.*manage\.py\s+([\w-]+(?:(?: [\w./:=,+-]+)*$)?)", procfile)
     third = [
         command
         for app, command in COMMANDS_OF_APPS.items()
@@ -367,14 +381,11 @@ def build_output(application: repo.Application, commit: mirror.Commit, found: Fo
     written = re.search(r"(?:--outdir|--out-dir|--output-path|--dist-dir|-o|--outDir)[= ]([\w./-]+)", text)
     if written:
         path = shapes.join(folder, written[1])
-        return (os.path.dirname(path) if re.search(r"\.\w+$", path) and os.path.dirname(path) else path), True
+        above = os.path.dirname(path)
+        return (above if "." in os.path.basename(path) and above not in commit.tree else path), True
     for path in application.tree:
-        if os.path.dirname(path) == folder and re.match(
-            r"(vite|webpack|rollup|rspack|next)[\w.]*\.config\.[cm]?[jt]s$|vite\.config", os.path.basename(path)
-        ):
-            written = re.search(
-                r"""(?:outDir|\bpath|\bdir)\s*:[^,\n]*["'](?:\./)?([\w./-]+)["']""", application.text(path)
-            )
+        if os.path.dirname(path) == folder and BUNDLER.fullmatch(os.path.basename(path)):
+            written = OUTPUT.search(application.text(path))
             return shapes.join(folder, written[1] if written else "dist"), bool(written)
     return shapes.join(folder, "static/dist"), False
 

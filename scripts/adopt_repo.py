@@ -15,6 +15,7 @@ from deployer import config, errors
 HERE = Path(__file__).resolve().parent
 OURS = HERE.parent
 WORKFLOW = ".github/workflows/cd.yml"
+IS_OURS = "scripts/push_deploy.py"  # a workflow with these words is this project's
 EXAMPLE = OURS / "examples/django"
 MOST_BYTES = 2_000_000  # of a file of the application's that is read
 
@@ -42,12 +43,17 @@ class Application:
             inside = path.resolve().relative_to(Path(top).resolve())
             raise errors.UsageError(f"{path} lies in the repository {top}: name that, with --app-dir {inside}")
         self.path = path.resolve()
-        self.tree = sorted(path for path in self.listed() if os.path.lexists(self.path / path))
+        self.tracked = frozenset(self.listed("--cached"))
+        self.tree = sorted(
+            path
+            for path in self.listed("--cached", "--others", "--exclude-standard")
+            if os.path.lexists(self.path / path)
+        )
         self.files = frozenset(self.tree)
 
-    def listed(self) -> list[str]:
-        """The paths that a commit of everything would have."""
-        found = git(self.path, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    def listed(self, *which: str) -> list[str]:
+        """The paths that git knows of."""
+        found = git(self.path, "ls-files", "-z", *which)
         return [os.fsdecode(path) for path in dict.fromkeys(found.split(b"\0")) if path]
 
     def text(self, path: str) -> str:
@@ -80,17 +86,19 @@ class Application:
 
     def is_committed(self, path: str) -> bool:
         """Whether the newest commit has the file as it is."""
-        tracked = git(self.path, "ls-files", "--error-unmatch", "--", path)
-        return bool(tracked) and not git(self.path, "status", "--porcelain", "--", path)
+        return path in self.tracked and not git(self.path, "status", "--porcelain", "--", path)
 
     def ignored(self, paths: Sequence[str]) -> list[str]:
         """Those of the paths that `git add` would leave out."""
-        asked = b"".join(os.fsencode(path) + b"\0" for path in paths if not self.is_tracked(path))
+        asked = b"".join(os.fsencode(path) + b"\0" for path in paths if path not in self.tracked)
         found = git(self.path, "check-ignore", "-z", "--stdin", stdin=asked)
         return [os.fsdecode(path) for path in found.split(b"\0") if path]
 
-    def is_tracked(self, path: str) -> bool:
-        return bool(git(self.path, "ls-files", "--", path))
+    def workflow(self) -> str:
+        """Where this project's workflow lies, under whatever name; empty if it is not there."""
+        found = [path for path in self.tree if re.fullmatch(r"\.github/workflows/[^/]+\.ya?ml", path)]
+        ours = [path for path in found if IS_OURS in self.text(path)]
+        return min(ours, key=lambda path: (path != WORKFLOW, path), default="")
 
     def branch(self) -> str:
         """The default branch: origin's, else main or master where there is one, else the one that is checked out."""

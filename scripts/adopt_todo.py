@@ -300,7 +300,7 @@ def scheduler(found: looks.Found, settled: ini.Settled) -> Iterator[Task]:
 
 def committed(application: repo.Application) -> Iterator[Task]:
     for path in application.tree:
-        if os.path.basename(path) == ".env" and application.is_tracked(path):
+        if os.path.basename(path) == ".env" and path in application.tracked:
             yield Task(
                 f"{path} is in the repository, where no secret should be",
                 "run",

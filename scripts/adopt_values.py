@@ -31,7 +31,7 @@ UNKNOWN = Unknown()
 
 
 class Place(NamedTuple):
-    """A path in the repository; one that begins with `..` is outside."""
+    """A path, relative to the repository."""
 
     path: str
 
@@ -43,7 +43,8 @@ class Place(NamedTuple):
 
     @property
     def is_inside(self) -> bool:
-        return not self.path.startswith("..")
+        """Whether it is a folder or file of the repository that deploy.ini can name."""
+        return bool(re.fullmatch(r"(?!\.\.(/|$))(?!\.$)[\w./@+-]+", self.path))
 
 
 class Asked(NamedTuple):
@@ -196,6 +197,8 @@ class Evaluation:
             return self.operation(self.value(node.left), node.op, self.value(node.right))
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
             return next((one for one in map(self.value, node.values) if isinstance(one, Asked) or one), UNKNOWN)
+        if isinstance(node, ast.IfExp) and (known := self.truth(node.test)) is not None:
+            return self.value(node.body if known else node.orelse)
         if isinstance(node, ast.Subscript):
             return self.item(node)
         if isinstance(node, ast.Attribute):
