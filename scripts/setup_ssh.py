@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 import setup_ground as ground
 import setup_keys as keys
 import setup_site as site
+import setup_units as units
 import setup_wanted as wanted
 from deployer import carrier, config
 from setup_report import split_place
@@ -90,6 +91,7 @@ def bundle(texts: Mapping[str, str]) -> dict[str, bytes]:
     paths = [
         *wanted.HERE.glob("setup_*.py"),
         wanted.HERE / keys.RESTRICTED_PUSH,
+        wanted.HERE / units.DEPLOY_FAILED,
         *wanted.UNITS.iterdir(),
         wanted.REPOSITORY / "deploy.ini",
     ]

@@ -18,11 +18,13 @@ from setup_wanted import HERE, SYSTEM_UNITS, UNITS
 from setup_work import Work
 
 DOTENV = "dotenv.py"
+DEPLOY_FAILED = "deploy_failed.py"
 
 
 def make(work: Work) -> None:
     """Install, enable, and remove."""
     tree.library(work, HERE / carrier.PACKAGE / DOTENV)
+    tree.library(work, HERE / DEPLOY_FAILED)
     changed = old.prepare_to_move(work) if work.old == "serves" else False
     for path, text in planned(work):
         if path.parent != SYSTEM_UNITS:

@@ -14,6 +14,7 @@ REPOSITORY = HERE.parent
 UNITS = REPOSITORY / "systemd"
 SYSTEM_UNITS = Path("/etc/systemd/system")
 STARTUP_UNIT = "deploy-on-startup.service"
+FAILED_UNIT = "deploy-failed.service"
 WATCH_UNITS = ("deploy-watch.service", "deploy-watch.timer")
 LIBRARY = Path("/usr/local/lib/deploy-machine")  # root's: what sshd and the units run for others
 SERVER_NAME = r"([A-Za-z0-9*][A-Za-z0-9.*-]*( [A-Za-z0-9*][A-Za-z0-9.*-]*)*)?"
@@ -58,15 +59,15 @@ def units_of(settings: config.Config, roles: Sequence[str]) -> list[str]:
     """The unit files of the roles: services and templates with their sockets, and what every machine has."""
     services = config.units_of(config.roles_of(roles, settings))[0]
     slots = slots_of(settings, roles)
-    return [*with_sockets(services), *with_sockets([slots] if slots else []), STARTUP_UNIT, *WATCH_UNITS]
+    return [*with_sockets(services), *with_sockets([slots] if slots else []), STARTUP_UNIT, FAILED_UNIT, *WATCH_UNITS]
 
 
 def enabled_of(unit: str) -> list[str]:
-    """What is enabled of a unit file: itself, both instances of a template, nothing where a timer starts it.
+    """What is enabled of a unit file: itself, both instances of a template, nothing where something else starts it.
 
     Both instances, also of the sockets: at a boot each service sees for itself whether it is the one that serves.
     """
-    if unit.startswith("deploy-watch") and unit.endswith(".service"):
+    if unit.startswith(("deploy-watch", "deploy-failed")) and unit.endswith(".service"):
         return []
     return [unit.replace("@.", f"@{slot}.") for slot in config.SLOTS] if "@." in unit else [unit]
 

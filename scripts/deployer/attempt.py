@@ -235,6 +235,8 @@ def tell_team(machine: host.Machine, result: Result, also_unchanged: bool = Fals
     """
     if result["outcome"] != "unchanged" or also_unchanged:
         post(machine, boot_message(machine, result), [result])
+    if result["trigger"] == "boot":
+        memory.note_told(machine)
 
 
 def tell_usage_error(request: memory.Request, error: errors.UsageError) -> None:

@@ -231,6 +231,12 @@ def record(machine: host.Machine, result: Mapping[str, Any]) -> None:
         log.warning(f"the result could not be recorded below {machine.state}: {error.strerror}")
 
 
+def note_told(machine: host.Machine) -> None:
+    """Note that this start of the unit has told how it ended, so that deploy-failed.service need not."""
+    with contextlib.suppress(OSError):
+        files.write(machine.state / "told", os.environ.get("INVOCATION_ID", ""))
+
+
 def read_last(machine: host.Machine) -> dict[str, Any] | None:
     return files.read_json(machine.state / "last.json")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -311,11 +313,75 @@ import http.server, socket, threading
 silent = socket.create_server(("", 8098))
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-        open("/root/body.json", "wb").write(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        open("/root/body.json", "wb").write(body)
+        open("/root/bodies", "ab").write(body + b"\\n")
         self.send_response(200)
         self.end_headers()
 http.server.HTTPServer(("", 8099), Handler).serve_forever()
 """
+
+
+def told(world: World) -> list[str]:
+    """What the webhook was told since this was asked last."""
+    path = world.machine("services").root / "root/bodies"
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return texts
+
+
+def test_a_script_that_cannot_run_is_told_and_the_site_comes_up(world: World) -> None:
+    frontend = off(world)
+    services = world.machine("services")
+    (services.root / "root/hook.py").write_text(WEBHOOK)
+    services.sh("systemd-run --quiet --unit=hook python3 /root/hook.py")
+    env = frontend.root / "srv/app/shared/.env"
+    env.write_text(env.read_text() + "DEPLOY_WEBHOOK_URL=http://services:8099/secret\n")
+    link = frontend.root / "srv/app/bin/deploy_machine.py"
+    leads_to = os.readlink(link)
+    package = (link.parent / leads_to).parent / "deployer"
+    whole = (package / "cli.py").read_text()
+
+    shutil.rmtree(package / "__pycache__")
+    (package / "cli.py").write_text("def broken(:\n")
+    frontend.boot()
+    assert frontend.wait_for_startup() == "failed"
+    wait = "systemctl is-active deploy-failed.service || true"
+    frontend.wait_until(lambda: frontend.out(wait) == "inactive", "deploy-failed.service did not end")
+    (text,) = told(world)
+    assert "frontend: failed at boot: the deploy at boot ended with exit code 1: SyntaxError: " in text
+    assert "journalctl -b -u deploy-on-startup.service" in text
+    assert last(frontend)["message"] in text
+    assert frontend.health()["status"] == 200
+    (package / "cli.py").write_text(whole)
+
+    def rehearsed() -> list[str]:
+        frontend.run("systemctl", "reset-failed", UNIT, check=False)  # else so many starts would be too many
+        frontend.run("systemctl", "restart", UNIT, check=False)
+        frontend.wait_until(lambda: frontend.out(wait) == "inactive", "deploy-failed.service did not end")
+        return told(world)
+
+    link.unlink()
+    link.symlink_to("../deployers/gone/deploy_machine.py")
+    assert "ended with exit code 2: /usr/bin/python3: can't open file" in rehearsed()[0]
+    link.unlink()
+    link.write_text("import os\nos.kill(os.getpid(), 9)\n")
+    assert "the deploy at boot was killed by SIGKILL; what was there before" in rehearsed()[0]
+    link.unlink()
+    link.symlink_to(leads_to)
+    frontend.run("mv", "/usr/bin/python3", "/usr/bin/python3.off")
+    assert "could not be started (203, see systemd.exec(5))" in rehearsed()[0]
+    frontend.run("mv", "/usr/bin/python3.off", "/usr/bin/python3")
+    messages = [entry["message"] for entry in frontend.deploy("history").result["history"][-4:]]
+    assert all("the deploy at boot" in message for message in messages), messages
+
+    frontend.out("cp -p /srv/app/machine.ini /root && echo verify = maybe >> /srv/app/machine.ini")
+    (text,) = rehearsed()  # which the script has told itself
+    assert "verify = maybe" in text
+    assert "the deploy at boot" not in text
+    frontend.out("cp -p /root/machine.ini /srv/app/machine.ini")
+    assert rehearsed() == []
+    assert frontend.wait_for_startup() == "exited"
 
 
 def test_turned_off_for_one_boot(world: World) -> None:

@@ -46,7 +46,7 @@ def test_what_is_carried_over_ssh() -> None:
     assert {name: data for name, data in files.items() if name in own} == own
     units = {f"systemd/{path.name}" for path in (SCRIPTS.parent / "systemd").iterdir()}
     others = {f"scripts/{path.name}" for path in SCRIPTS.glob("setup_*.py")}
-    others |= {"scripts/restricted_push.py", "authorize.pub", "allowed_signers"}
+    others |= {"scripts/deploy_failed.py", "scripts/restricted_push.py", "authorize.pub", "allowed_signers"}
     assert set(files) == {*own, *units, *others}
     assert files["authorize.pub"] == b"ssh-ed25519 AAAA ci\n"
 
