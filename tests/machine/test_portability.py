@@ -63,7 +63,7 @@ def test_another_application_on(suite: str, bare: World) -> None:
         "systemd/hello.service": HELLO,
         "systemd/deploy-on-startup.service": startup,
     }
-    for name in ("backoff.conf", "deploy-watch.service", "deploy-watch.timer"):
+    for name in ("backoff.conf", "deploy-failed.service", "deploy-watch.service", "deploy-watch.timer"):
         units[f"systemd/{name}"] = (REPOSITORY / "systemd" / name).read_text()
     first = bare.replace_application({**files, **units})
     machine = bare.machine("third", suite)
@@ -102,9 +102,20 @@ def test_another_application_on(suite: str, bare: World) -> None:
     assert machine.out("systemd-analyze verify /etc/systemd/system/hello.service 2>&1") == "", version
 
 
+# what `systemd-analyze security` says of each; the deploy itself may do what its steps may need
+EXPOSURE = {
+    "scheduler.service": 1.1,
+    "gunicorn@blue.service": 1.1,
+    "deploy-failed.service": 1.1,
+    "deploy-on-startup.service": 9.2,
+    "deploy-watch.service": 9.2,
+    "gunicorn-old-address.service": 9.2,
+}
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_units_are_clean_and_tight_on(suite: str, bare: World) -> None:
-    """systemd-analyze finds nothing in them, and an exposure of at most 2.5 (its own scale, 0 to 10)."""
+    """systemd-analyze finds nothing in them, and an exposure no larger than it was (its own scale, 0 to 10)."""
     machine = bare.machine("third", suite)
     bare.boot("third")
     names = [path.name for path in (REPOSITORY / "systemd").iterdir()]
@@ -120,6 +131,6 @@ def test_the_units_are_clean_and_tight_on(suite: str, bare: World) -> None:
         "systemd-analyze verify --man=no " + " ".join(f"/etc/systemd/system/{u}" for u in units) + " 2>&1"
     )
     assert found == ""
-    for unit in ("scheduler.service", "gunicorn@blue.service"):
+    for unit, exposure in EXPOSURE.items():
         line = machine.out(f"systemd-analyze security --no-pager {unit} | tail -1")
-        assert float(line.split(":")[1].split()[0]) <= 2.5, line
+        assert float(line.split(":")[1].split()[0]) <= exposure, line
