@@ -34,6 +34,7 @@ def test_a_remote_that_accepts_and_says_nothing(app: App, scheme: str) -> None:
     result = json.loads(done.stdout)
     assert (done.returncode, result["outcome"]) == (75, "unreachable")
     assert f"{url}: git fetch was not done within 2.0 s" in result["message"]
+    assert "if it is only slow or large, raise fetch_timeout in machine.ini" in result["message"]
     place = url.partition("//")[2]
     assert place not in command_lines() and f"-p {place.partition(':')[2][:-8]} " not in command_lines()
 
