@@ -22,8 +22,8 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
 
 Beside these: config.py and ini.py (deploy.ini over defaults.ini), host.py (machine.ini and the paths below the
 root), dotenv.py (shared/.env), errors.py (outcomes and exit codes), telling.py (the line of a failure that says
-most), views.py (plan, status, history), cli.py (arguments), and what all rest on: log.py, run.py, files.py. It
-needs Python 3.9 or newer and nothing outside the standard library.
+most), views.py (plan, status, history), inside.py (a person's command), cli.py (arguments), and what all rest on:
+log.py, run.py, files.py. It needs Python 3.9 or newer and nothing outside the standard library.
 """
 
 from __future__ import annotations

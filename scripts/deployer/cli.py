@@ -21,6 +21,7 @@ COMMANDS = {  # -> the room that has a function of this name, and what it is for
     "status": ("views", "what runs since when, services, health, last attempts"),
     "history": ("views", "every attempt, oldest first"),
     "watch": ("watch", "take a release back that falls ill in its probation; what deploy-watch.timer runs"),
+    "run": ("inside", "-- COMMAND...: run a command in the release that serves, with its variables"),
     "rollback": ("deploy", "go back to the good release before this one, or to the one named"),
 }
 
@@ -95,7 +96,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command and print its result; return the exit code. Raises UsageError."""
+    arguments, words = split_command(arguments)
+    if words is None and "run" in arguments[:1] and not {"-h", "--help"} & {*arguments}:
+        raise errors.UsageError("run: write -- before the command, as in: run -- python manage.py createsuperuser")
     options = make_parser().parse_args(arguments)
+    if words is not None and options.command != "run":
+        raise errors.UsageError(f"--: only `run` takes a command, not `{options.command}` (see --help)")
     if options.show_config:
         print(room("config").defaults(), end="")
         return 0
@@ -103,12 +109,20 @@ def run_command(arguments: Sequence[str]) -> int:
         raise errors.UsageError(f"unexpected argument {options.target!r} (see --help)")
     room("run").SHOWN["timings"] = options.timings
     story: Callable[[Any], Any] = getattr(room(COMMANDS[options.command][0]), options.command)
-    result = story(request_of(options, arguments))
+    result = story(request_of(options, arguments)._replace(words=tuple(words or ())))
     if options.timings:
         for stage, spent in result.get("timings", {}).items():
             log.info(f"{spent:9.3f} s  {stage}")
     show(options, result)
     return errors.exit_code(result["outcome"]) if "outcome" in result else 0
+
+
+def split_command(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
+    """What stands before the first `--`, and the command behind it; None: there is no `--`."""
+    if "--" not in arguments:
+        return arguments, None
+    at = list(arguments).index("--")
+    return arguments[:at], arguments[at + 1 :]
 
 
 def room(name: str) -> Any:

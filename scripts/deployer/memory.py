@@ -37,6 +37,7 @@ class Request(NamedTuple):
     contains: str | None = None
     commit: str | None = None
     target: str | None = None  # of a rollback
+    words: tuple[str, ...] = ()  # of `run`: the command
     full: bool = False
     force: bool = False
     lock_timeout: float = 1800.0  # seconds
