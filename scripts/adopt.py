@@ -358,9 +358,9 @@ def main_inner(arguments: Sequence[str]) -> int:
     """Return the exit code. Raises UsageError."""
     options = make_parser().parse_args(arguments)
     check_options(options)
-    application = repo.Application(Path(options.path))
-    if application.path == repo.OURS:
+    if Path(options.path).resolve() == repo.OURS:
         raise errors.UsageError(f"{options.path} is deploy-machine itself: name your application's repository")
+    application = repo.Application(Path(options.path))
     settled = settle(application, options)
     found = looks.look(application, options.app_dir, settled.settings)
     tasks = todo.tasks(application, found, settled)

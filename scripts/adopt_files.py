@@ -209,7 +209,7 @@ def url(found: looks.Found, name: str, default: str) -> str:
     """The path below which static files are asked for; empty if another server has them."""
     value = plain(found.setting(name, default))
     if not isinstance(value, str):
-        return default
+        return "/" + name.partition("_")[0].lower() + "/"
     if "://" in value or not re.fullmatch(r"[\w./-]*", value):
         return ""
     return f"/{value.strip('/')}/" if value.strip("/") else ""

@@ -37,6 +37,8 @@ class Application:
         if not path.is_dir():
             raise errors.UsageError(f"{path}: there is no such directory")
         top = os.fsdecode(git(path, "rev-parse", "--show-toplevel")).rstrip("\n")
+        if not top and (path / ".git").exists():
+            raise errors.UsageError(f"git does not work in {path}: git -C {path} status says why")
         if not top:
             raise errors.UsageError(f"{path} is not in a git repository: git init {path}")
         if Path(top).resolve() != path.resolve():

@@ -193,6 +193,10 @@ class Evaluation:
             return [part for one in node.elts for part in self.element(one)]
         if isinstance(node, ast.Dict):
             return {self.key(key): self.value(one) for key, one in zip(node.keys, node.values)}
+        if isinstance(node, ast.JoinedStr):
+            inner = [one.value if isinstance(one, ast.FormattedValue) else one for one in node.values]
+            parts = [plain(self.value(one)) for one in inner]
+            return "".join(parts) if all(isinstance(part, str) for part in parts) else UNKNOWN
         if isinstance(node, ast.BinOp):
             return self.operation(self.value(node.left), node.op, self.value(node.right))
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):

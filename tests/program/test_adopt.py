@@ -219,7 +219,9 @@ def test_what_is_no_django_application_is_told(app: Adopted, tmp_path: Path) -> 
     assert "[step migrate]\ncwd = shop\n" in app.text("deploy.ini")
     app.adopt("--app-dir", "shop")
     assert "shop" in app.adopt().out, "deploy.ini says it from now on"
-    for place, says in ((tmp_path / "none", "no such directory"), (tmp_path, "not in a git repository")):
+    (tmp_path / "broken/.git").mkdir(parents=True)
+    wrong = {"none": "no such directory", "broken": "status says why", ".": "not in a git repository"}
+    for place, says in ((tmp_path / name, says) for name, says in wrong.items()):
         app.origin = place
         assert says in app.adopt(code=2).out
     app.origin = tmp_path / "origin/shop"
@@ -450,6 +452,15 @@ def test_a_health_view_elsewhere_is_found(app: Adopted, urls: str, path: str) ->
     app.adopt("--check")
 
 
+@pytest.mark.parametrize(
+    ("storage", "is_hashed"), [("ManifestStaticFilesStorage", True), ("StaticFilesStorage", False)]
+)
+def test_only_names_with_a_hash_are_kept_for_a_year(app: Adopted, storage: str, is_hashed: bool) -> None:
+    backend = f'STORAGES = {{"staticfiles": {{"BACKEND": "django.contrib.staticfiles.storage.{storage}"}}}}\n'
+    app.put({**READY, "mysite/settings.py": SETTINGS + backend}).adopt("--write")
+    assert ("immutable" in app.text("deploy/nginx/origin.conf")) == is_hashed
+
+
 def test_a_login_that_every_view_asks_for_is_not_asked_of_the_health_view(app: Adopted) -> None:
     settings = SETTINGS + 'MIDDLEWARE = ["django.contrib.auth.middleware.LoginRequiredMiddleware"]\n'
     app.put({**READY, "mysite/settings.py": settings, "mysite/urls.py": "urlpatterns = []\n"})
@@ -458,7 +469,7 @@ def test_a_login_that_every_view_asks_for_is_not_asked_of_the_health_view(app: A
 
 def test_files_and_uploads_elsewhere(app: Adopted) -> None:
     settings = SETTINGS.replace('"staticfiles"', '"public" / "assets"').replace('"static/"', '"/assets/"')
-    settings += 'MEDIA_URL = "uploads/"\nMEDIA_ROOT = os.path.join(BASE_DIR, "uploads")\n'
+    settings += 'NAME = "uploads"\nMEDIA_URL = f"{NAME}/"\nMEDIA_ROOT = os.path.join(BASE_DIR, "uploads")\n'
     app.put({**READY, "mysite/settings.py": settings})
     said = app.adopt("--write")
     assert "[step collectstatic]\nprovides = public/assets\n" in app.text("deploy.ini")
@@ -585,6 +596,15 @@ def test_the_default_branch_is_named_where_it_matters(app: Adopted) -> None:
     assert app.text("deploy.ini").endswith("\n\n[deploy]\nbranch = master\n")
     app.git("checkout", "-q", "-b", "feature")
     app.adopt("--check")
+
+
+def test_what_origin_says_is_taken_and_its_password_is_not_shown(ready: Adopted) -> None:
+    ready.git("remote", "add", "origin", "https://me:hidden@git.example.com/board.git")
+    ready.git("update-ref", "refs/remotes/origin/trunk", "HEAD")
+    ready.git("symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/trunk")
+    said = ready.adopt()
+    assert "branch trunk" in said.out and "--repo https://git.example.com/board.git --user deploybot" in said.out
+    assert "hidden" not in said.out
 
 
 def test_cd_yml_for_other_machines(ready: Adopted) -> None:
