@@ -364,7 +364,20 @@ def test_a_redirect_to_https_without_a_proxy_header_is_to_be_exempted(app: Adopt
     app.put({**READY, "mysite/settings.py": SETTINGS + "SECURE_SSL_REDIRECT = True\n"})
     assert 'SECURE_REDIRECT_EXEMPT = [r"^healthz$"]' in app.adopt().task("with a redirect")
     exempt = SETTINGS + 'SECURE_SSL_REDIRECT = True\nSECURE_REDIRECT_EXEMPT = ["^healthz$"]\n'
+    exempt += 'SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")\n'
     app.put({"mysite/settings.py": exempt}).adopt("--write")
+    app.adopt("--check")
+    assert not (app.origin / "deploy.ini").exists()
+
+
+def test_what_is_for_development_or_on_a_condition_does_not_count(app: Adopted) -> None:
+    settings = SETTINGS + textwrap.dedent("""
+        if DEBUG:
+            MEDIA_ROOT = BASE_DIR / "uploads"
+        if os.path.exists("local"):
+            SECRET_KEY = "for a laptop"
+        """)
+    app.put({**READY, "mysite/settings.py": settings}).adopt("--write")
     app.adopt("--check")
 
 
@@ -413,7 +426,7 @@ def verify_unit(folder: Path, text: str) -> None:
     ("files", "words"),
     [
         ({"board/management/commands/start_scheduler.py": ""}, "python manage.py start_scheduler"),
-        ({"board/management/commands/scheduler_status.py": ""}, ""),
+        ({"board/management/commands/check_scheduler.py": ""}, ""),
         ({"Procfile": "clock: python manage.py tick --fast\n"}, "python manage.py tick --fast"),
         ({"Procfile": "clock: python manage.py tick $FAST | tee log\n"}, "python manage.py tick"),
         ({"mysite/settings.py": SETTINGS + 'INSTALLED_APPS += ["django_q"]\n'}, "python manage.py qcluster"),
@@ -441,7 +454,7 @@ def test_no_scheduler_is_missed_where_no_machine_has_that_role(app: Adopted) -> 
         ('urlpatterns = [path("healthz/", x)]', "/healthz/"),
         ('urlpatterns = [re_path(r"^health/?$", x)]', "/health"),
         ('urlpatterns = [path("ht/", include("health_check.urls"))]', "/ht/"),
-        ('urlpatterns = [path("api/", include("board.urls")), path("ping/<x>", x)]', "/api/ping"),
+        ('urlpatterns = [path("api/", include("board.urls")), path("<x>/health", x)]', "/api/ping"),
     ],
 )
 def test_a_health_view_elsewhere_is_found(app: Adopted, urls: str, path: str) -> None:
@@ -510,17 +523,23 @@ def test_variables_of_every_reader(app: Adopted) -> None:
         G = read("G_OPTIONAL")
         if "H_OPTIONAL" in os.environ:
             H = os.environ["H_OPTIONAL"]
+        DEBUG = os.environ.get("DEBUG", "True") == "True"
         if not DEBUG:
             I = os.environ["I_NEEDED"]
+        if F == "smtp":
+            J = os.environ["J_OPTIONAL"]
+        def later():
+            return os.environ["K_OPTIONAL"]
         """)
     app.put({**READY, "mysite/settings.py": settings}).adopt("--write")
     text = app.text(".env.example")
     found = dotenv(text)
     assert {name for name in found if "NEEDED" in name} == {"A_NEEDED", "D_NEEDED", "I_NEEDED"}
-    assert found["DATABASE_URL"].startswith("postgres://")
+    assert found["DATABASE_URL"].startswith("postgres://") and found["DEBUG"] == "False"
     optional = dotenv(re.sub(r"(?m)^# (?=[A-Z_]+=)", "", text))
     assert {name: optional[name] for name in optional if name not in found} == {
         "B_OPTIONAL": "3", "E_OPTIONAL": 'a "b" $c', "F_OPTIONAL": "", "G_OPTIONAL": "", "H_OPTIONAL": "", "CACHE": "",
+        "J_OPTIONAL": "", "K_OPTIONAL": "",
         "DB_HOST": "127.0.0.1",
     }  # fmt: skip
     assert "`export`" in text and "127.0.0.1" in found["ALLOWED_HOSTS"]
