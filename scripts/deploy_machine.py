@@ -8,7 +8,7 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
   1. take the lock and clean up what an interrupted deploy left    attempt.py lock.py memory.py
   2. fetch; find the commit to deploy; look who has signed it      deploy.py mirror.py signatures.py
      let that commit's own version of this program take over       handover.py carrier.py
-  3. build the release beside the running one: check out, link     build.py commands.py environments.py
+  3. build the release beside the running one: check out, link     build.py sharing.py commands.py environments.py
      shared files, run the steps
      which steps apply where, and what cannot be deployed rightly  shapes.py complaints.py
      what may be skipped, since all it depends on is the same      steps.py inputs.py observe.py tools.py

@@ -16,7 +16,8 @@ What it makes, in this order (each only if it is missing or differs; nothing is 
   6. before a web service nginx's site: the one in deploy/nginx/, else a built-in one, tested with `nginx -t`
 
 What others wrote (units of these names, sites that answer where this one would) is found first, and goes on;
---replace keeps copies. Once told, --branch and --server-name stay.
+--replace keeps copies. Once told, --branch and --server-name stay. --app NAME prepares a second application beside the
+first; --remove takes away what was made, but for shared/.
 
 Then it looks for what would keep a push, a deploy or a boot from working, or let `deploy` become root (sshd, sudo,
 the account, nginx, owners, the git host's key), and names each with the command that mends it.

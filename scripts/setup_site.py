@@ -78,7 +78,7 @@ def rendered(work: Work, path: Path) -> Site:
     """The site for this machine: its root, its name, and where nginx looks for sites here."""
     text = path.read_text(encoding="utf-8").replace("/srv/app/", f"{work.root}/")
     address = f"unix:{work.root}/current/.socket"
-    text = text.replace(f"unix:{old.ADDRESS};", f"{address};") if has_moved(work) else text
+    text = text.replace(f"unix:{old.ADDRESS};", f"{address};")  # as a site for version 0.1 has it
     if address not in text:
         raise ground.UsageError(
             f"{path}: no line passes requests to the release that serves: proxy_pass http://{address};"
