@@ -16,6 +16,7 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
   4. make it durable on disk, then swap the link `current`         switching.py releases.py
      a web service proves itself beside the old one before that    replacing.py slots.py draining.py
   5. bring the other services of this machine's roles to it        services.py
+     say which units there are not the commit's                    drift.py
   6. confirm that they run and answer; otherwise swap back         health.py switching.py
   7. record the result, remove what nothing needs any more         attempt.py memory.py releases.py
   8. look after it once a minute, and take back what falls ill     watch.py

@@ -13,6 +13,7 @@ from typing import Any, Callable
 from deployer import (
     VERSION,
     draining,
+    drift,
     errors,
     files,
     health,
@@ -164,9 +165,12 @@ def what_serves(progress: memory.Progress, error: Exception) -> tuple[list[dict[
 
 
 def with_warnings(progress: memory.Progress, outcome: memory.Outcome) -> memory.Outcome:
-    """Where an older release stays or comes back, say so if the database has moved on without it."""
+    """Say what setup_machine.py has to bring up to date; of an older release, if the database moved on without it."""
     machine, request = progress.machine, progress.request
     current = releases.current(machine)
+    progress.drift = drift.warnings(machine, current)
+    for warning in progress.drift:
+        log.warning(warning)
     chosen = request.commit or request.force or request.command == "rollback"  # else it is the branch's newest
     if current and outcome.warnings is None and (chosen or not errors.OUTCOMES[outcome.name].is_good):
         return outcome._replace(warnings=told(migrations.schema_ahead(machine, current)))
@@ -201,7 +205,8 @@ def result_of(progress: memory.Progress, outcome: memory.Outcome) -> Result:
         "timings": progress.timings(),
     }
     result |= {"detail": run.tail(log.printable(outcome.detail))} if outcome.detail else {}
-    warnings = dict.fromkeys([*progress.warnings, *(outcome.warnings or ())])
+    result |= {"drift": progress.drift} if progress.drift else {}
+    warnings = dict.fromkeys([*progress.warnings, *progress.drift, *(outcome.warnings or ())])
     told_of = [run.clipped(log.printable(warning), MESSAGE_WIDTH) for warning in [*warnings][:MANY_WARNINGS]]
     return bounded({**result, "warnings": told_of} if told_of else result)
 

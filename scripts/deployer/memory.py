@@ -76,6 +76,7 @@ class Progress:
         self.wanted: str | None = None  # the commit
         self.steps: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self.drift: list[str] = []  # warnings that are over when setup_machine.py has run
         self.pending = pending.Pending()
         self.switched = False  # from then on the release matters more than what is noted of it
         self.interrupted = False  # whether the run before this one was

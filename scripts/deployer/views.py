@@ -13,6 +13,7 @@ from deployer import (
     build,
     config,
     deploy,
+    drift,
     errors,
     files,
     health,
@@ -113,6 +114,7 @@ def status(request: memory.Request) -> attempt.Result:
         "running": running if is_held else None,
         "interrupted": bool(running) and not is_held,
         "last": memory.read_last(machine),
+        "drift": drift.warnings(machine, current),
         "trigger": current.meta.get("trigger") if current else None,
         "attempts": memory.read_history(machine)[-5:],
         "releases": [{"release": r.name, "commit": r.commit, "good": r.is_good} for r in releases.all_of(machine)],
@@ -161,8 +163,10 @@ def times(service: Mapping[str, str]) -> str:
 
 def warnings_of(result: attempt.Result) -> list[Any]:
     last = result["last"] or {}
-    warnings = last.get("warnings") if last.get("release") == result["release"] else None
-    return warnings if isinstance(warnings, list) else []
+    told: Any = last.get("warnings") if last.get("release") == result["release"] else None
+    over: Any = last.get("drift")  # is looked at anew
+    told, over = (found if isinstance(found, list) else [] for found in (told, over))
+    return [*result["drift"], *(warning for warning in told if warning not in over)]
 
 
 def ago(timestamp: str) -> str:

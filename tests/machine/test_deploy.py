@@ -298,12 +298,47 @@ def test_two_deploys_at_once_one_waits_for_the_other(world: World) -> None:
 
 def test_the_journal_has_every_deploy_with_its_fields(world: World) -> None:
     frontend = world.boot("frontend")
+    objects_of_root_are_told(world, frontend)
+    units_that_are_not_the_commits_are_told(world, frontend)
     commit = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
     frontend.deploy("--trigger", "cd")
     found = frontend.out(
         f"journalctl -t deploy-machine DEPLOY_COMMIT={commit} DEPLOY_OUTCOME=deployed DEPLOY_TRIGGER=cd -o cat"
     )
     assert re.fullmatch(r"deployed: [0-9a-f]{8} deployed from [0-9a-f]{8} \([0-9.]+ s\)", found)
+    run = "/srv/app/bin/deploy_machine.py run --"
+    assert frontend.out(f"{run} python manage.py showmigrations board", user="deploy").splitlines() == [
+        "board", " [X] 0001_initial",
+    ]  # fmt: skip
+    assert "root must not run what another user can write" in frontend.sh(f"{run} id", check=False).stderr
+
+
+def objects_of_root_are_told(world: World, frontend: Machine) -> None:
+    """Somebody ran git there as root: what to do is named, and doing that is enough."""
+    world.commit(world.edit("board/views.py", "[:50]", "[:45]"))
+    frontend.out("chown -R root: /srv/app/repo.git && chmod -R go-w /srv/app/repo.git")
+    done = frontend.deploy("--fetch-timeout", "5", expect=None)
+    assert done.code in (10, 75), done.log
+    command = re.search(r"as root: (chown -R deploy: /srv/app/repo\.git)", done.message)
+    assert command, done.message
+    frontend.out(command[1])
+    assert frontend.deploy().outcome == "deployed"
+    world.commit(world.edit("board/views.py", "[:45]", "[:50]"))
+
+
+def units_that_are_not_the_commits_are_told(world: World, frontend: Machine) -> None:
+    """By the deploy and by status, until setup_machine.py has run; and one that systemd has not read."""
+    status = "/srv/app/bin/deploy_machine.py status"
+    assert " warning " not in frontend.out(status, user="deploy")
+    world.commit(world.edit("systemd/gunicorn@.service", "RestartSec=5s", "RestartSec=6s"))
+    (warning,) = frontend.deploy().result["warnings"]
+    assert warning.startswith("gunicorn@.service differs from the commit's: run setup_machine.py")
+    assert f"  warning   {warning}" in frontend.out(status, user="deploy")
+    assert world.set_up("frontend").returncode == 0
+    assert " warning " not in frontend.out(status, user="deploy")
+    frontend.out("sleep 1; echo >> /etc/systemd/system/gunicorn@.service")
+    assert "changed since systemd has read it: as root, systemctl daemon-reload" in frontend.out(status, user="deploy")
+    assert world.set_up("frontend").returncode == 0
 
 
 def test_requests_during_a_deploy_are_all_answered(world: World) -> None:
