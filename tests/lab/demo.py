@@ -1,12 +1,15 @@
-"""./dev demo: the main job on real machines, for a newcomer."""
+"""./dev demo: the main job on real machines, for a newcomer; where those cannot be made, without them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 
+from lab import embedded
 from lab.ci import Ci
+from lab.host import call
 from lab.image import say
 from lab.world import ROLES, World, runs, snapshot
 from workflow import Run, push
@@ -17,9 +20,12 @@ CHANGE = "board/templates/board/index.html"
 
 def main() -> int:
     """Merge with both machines on, merge with the frontend off, switch it on; leave the lab running."""
-    if os.geteuid() != 0:
-        say("the machines need root: sudo ./dev demo")
+    if sys.platform != "linux":
+        say("deploys run on Linux only, so there is nothing to show here")
         return 2
+    if why := why_no_machines():
+        say(f"{why}: showing the main job without machines (with them: sudo ./dev demo)")
+        return embedded.main(title)
     if (runs() / LAB).exists():
         say("a lab is up already; end it first: ./dev lab down")
         return 2
@@ -52,6 +58,19 @@ def main() -> int:
     say("look around:  ./dev lab sh frontend     (also: scheduler; ./dev lab list)")
     say("clean up:     ./dev lab down")
     return 0
+
+
+def why_no_machines() -> str:
+    """What is missing here to boot machines; empty: nothing."""
+    if os.geteuid() != 0:
+        return "machines need root"
+    for program in ("systemd-nspawn", "mmdebstrap", "ip"):
+        if not shutil.which(program):
+            return f"machines need {program}"
+    for kind in ("--net", "--mount"):
+        if call("unshare", kind, "true", check=False).returncode != 0:
+            return "no namespaces may be made here, which machines need"
+    return ""
 
 
 def title(text: str) -> None:

@@ -26,6 +26,8 @@ DATABASES = {
         "OPTIONS": {"connect_timeout": 5},
     }
 }
+if "DB_FILE" in os.environ:  # to try it without PostgreSQL; the file is outside of the release
+    DATABASES["default"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DB_FILE"]}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 STATIC_URL = "static/"
