@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if machine and os.geteuid() != 0:
         if os.environ.get("CI") == "true":
             raise pytest.UsageError(f"{len(machine)} machine tests need root, and with CI=true none may be left out")
-        if len(machine) == len(items):  # else it would end with "no tests ran", and no word why
+        if len(machine) == len(items) and not hasattr(config, "workerinput"):  # there ./dev has said it
             raise pytest.UsageError(f"all {len(machine)} tests asked for need root: sudo ./dev test ...")
         items[:] = [item for item in items if item not in machine]
         config.stash[LEFT_OUT] = len(machine)

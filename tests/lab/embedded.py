@@ -63,7 +63,7 @@ PidFile none
 UsePAM no
 StrictModes no
 PasswordAuthentication no
-SetEnv DEPLOY_ROOT={root} HOME={home}
+SetEnv HOME={home}
 """
 
 
@@ -105,7 +105,7 @@ class Host:
         if demo.sshd:
             call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "host_key")
             shutil.copy(demo.folder / "ci.pub", self.folder / "authorized_keys")
-            text = SSHD_CONFIG.format(port=self.port, folder=self.folder, root=self.root, home=demo.home)
+            text = SSHD_CONFIG.format(port=self.port, folder=self.folder, home=demo.home)
             (self.folder / "sshd_config").write_text(text)
 
     def boot(self) -> None:
@@ -205,7 +205,10 @@ class Demo:
         shutil.copytree(EXAMPLE, self.clone, ignore=ignore)
         shutil.copytree(REPOSITORY / "scripts", self.clone / "scripts", ignore=ignore)
         (self.clone / ".github/workflows").mkdir(parents=True)
-        shutil.copy(REPOSITORY / ".github/workflows/cd.yml", self.clone / ".github/workflows")
+        cd, machine = (REPOSITORY / ".github/workflows/cd.yml").read_text(), 'arguments=(--machine "$MACHINE"'
+        assert f"{machine})" in cd
+        cd = cd.replace(f"{machine})", f'{machine} --root "{self.folder}/$MACHINE/root")')  # not /srv/app
+        (self.clone / ".github/workflows/cd.yml").write_text(cd)
         check = CHECK.format(address=self.address)
         (self.clone / "deploy.ini").write_text(DEPLOY_INI.format(python=PYTHON, address=self.address, check=check))
         for name in ("pyproject.toml", "poetry.lock"):
