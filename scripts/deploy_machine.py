@@ -16,15 +16,17 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
   4. make it durable on disk, then swap the link `current`         switching.py releases.py
      a web service proves itself beside the old one before that    replacing.py slots.py draining.py
   5. bring the other services of this machine's roles to it        services.py
-     say which units there are not the commit's                    drift.py
+     say which units there are not the commit's                    installed.py
   6. confirm that they run and answer; otherwise swap back         health.py switching.py
   7. record the result, remove what nothing needs any more         attempt.py memory.py releases.py
   8. look after it once a minute, and take back what falls ill     watch.py
+     say how all stands, and what somebody changed by hand         standing.py drift.py
 
 Beside these: config.py and ini.py (deploy.ini over defaults.ini), host.py (machine.ini and the paths below the
 root), dotenv.py (shared/.env), errors.py (outcomes and exit codes), telling.py (the line of a failure that says
-most), views.py (plan, status, history), inside.py (a person's command), cli.py (arguments), and what all rest on:
-log.py, run.py, files.py. It needs Python 3.9 or newer and nothing outside the standard library.
+most), views.py (plan, history, what people see), inside.py (a person's command), cli.py
+(arguments), and what all rest on: log.py, run.py, files.py. It needs Python 3.9 or newer and nothing outside the
+standard library.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from typing import Any, Callable
 from deployer import (
     VERSION,
     draining,
-    drift,
     errors,
     files,
     health,
     host,
+    installed,
     lock,
     log,
     memory,
@@ -32,6 +32,7 @@ from deployer import (
 
 Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
 MESSAGE_WIDTH, MANY_WARNINGS = 1500, 5  # characters of a message or warning
+REASON_WIDTH = 60  # characters
 RESULT_BYTES = 16_000  # of a result as JSON
 WEBHOOK_TIMEOUT = 15.0  # seconds for all of it, however slowly it answers
 # what chat programs take for a mention or a link, which a machine's message must not make
@@ -140,13 +141,14 @@ def failure(progress: memory.Progress, error: errors.DeployError | OSError) -> m
     message, detail = str(error), getattr(error, "detail", "")
     if isinstance(error, OSError):
         message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    reason = message
     reports, healthy = what_serves(progress, error)
     if files.disk_full(error):
         message += f"; {machine.root} has {files.free_space(machine.root)}"
     if name != "broken":
         current = releases.current(machine)
         message += f"; {current.short} still runs" if current else "; nothing is deployed here yet"
-    return memory.Outcome(name, message, detail, tuple(reports), healthy)
+    return memory.Outcome(name, message, detail, tuple(reports), healthy, reason=reason)
 
 
 def what_serves(progress: memory.Progress, error: Exception) -> tuple[list[dict[str, str]], bool | None]:
@@ -168,8 +170,8 @@ def with_warnings(progress: memory.Progress, outcome: memory.Outcome) -> memory.
     """Say what setup_machine.py has to bring up to date; of an older release, if the database moved on without it."""
     machine, request = progress.machine, progress.request
     current = releases.current(machine)
-    progress.drift = drift.warnings(machine, current)
-    for warning in progress.drift:
+    progress.installed = installed.warnings(machine, current)
+    for warning in progress.installed:
         log.warning(warning)
     chosen = request.commit or request.force or request.command == "rollback"  # else it is the branch's newest
     if current and outcome.warnings is None and (chosen or not errors.OUTCOMES[outcome.name].is_good):
@@ -202,13 +204,23 @@ def result_of(progress: memory.Progress, outcome: memory.Outcome) -> Result:
         "services": list(outcome.services),
         "healthy": outcome.healthy,
         "message": run.clipped(log.printable(" ".join(outcome.message.split())), MESSAGE_WIDTH),
+        "reason": "" if errors.OUTCOMES[outcome.name].is_good else brief(outcome.reason or outcome.message),
         "timings": progress.timings(),
     }
     result |= {"detail": run.tail(log.printable(outcome.detail))} if outcome.detail else {}
-    result |= {"drift": progress.drift} if progress.drift else {}
-    warnings = dict.fromkeys([*progress.warnings, *progress.drift, *(outcome.warnings or ())])
+    result |= {"installed": progress.installed} if progress.installed else {}
+    warnings = dict.fromkeys([*progress.warnings, *progress.installed, *(outcome.warnings or ())])
     told_of = [run.clipped(log.printable(warning), MESSAGE_WIDTH) for warning in [*warnings][:MANY_WARNINGS]]
     return bounded({**result, "warnings": told_of} if told_of else result)
+
+
+def brief(text: str) -> str:
+    """What fits into a cell of a table, cut between two words."""
+    text = " ".join(log.printable(text).split())
+    if len(text) <= REASON_WIDTH:
+        return text
+    whole = text[: REASON_WIDTH - 3].rpartition(" ")[0] or text[: REASON_WIDTH - 4]
+    return f"{whole[: REASON_WIDTH - 4]} ..."
 
 
 def bounded(result: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from deployer import (
     commands,
     complaints,
     config,
+    drift,
     environments,
     errors,
     files,
@@ -43,14 +44,15 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
     decisions = steps.decide(commit, machine.roles, around, kept, progress.request.full, machine.shared)
     free = check_space(machine, current, decisions, kept)
     site = commands.Site(machine, commit, releases.new(machine, commit.id))
-    with files.removed_on_failure(site.release.path):
+    index = drift.index_of(machine, site.release)
+    with files.removed_on_failure(site.release.path), files.removed_on_failure(index):
         if dropped := tools.dropped_variables(machine):
             log.warning(dropped)
             progress.warnings.append(dropped)
         ahead = f" ({source.count(current.commit, commit.id)} commits ahead of what runs)" if current else ""
         log.info(f"building release {site.release.name}{ahead}")
         progress.stage("checking out")
-        source.check_out(commit, site.release.path)
+        source.check_out(commit, site.release.path, index)
         sharing.link(progress, site)
         files.write(site.release.path / "REVISION", commit.id + "\n")
         used = max(0, free - files.free_bytes(machine.root))

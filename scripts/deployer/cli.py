@@ -18,12 +18,16 @@ from deployer import VERSION, errors, log
 COMMANDS = {  # -> the room that has a function of this name, and what it is for
     "deploy": ("deploy", "fetch, build, switch, confirm; does nothing if there is nothing to do (default)"),
     "plan": ("views", "say what deploy would do, step by step, and why"),
-    "status": ("views", "what runs since when, services, health, last attempts"),
+    "status": ("standing", "what runs since when, services, health, last attempts"),
     "history": ("views", "every attempt, oldest first"),
     "watch": ("watch", "take a release back that falls ill in its probation; what deploy-watch.timer runs"),
     "run": ("inside", "-- COMMAND...: run a command in the release that serves, with its variables"),
     "rollback": ("deploy", "go back to the good release before this one, or to the one named"),
 }
+
+
+# the options that a request has under the same name
+QUESTION = ("command", "trigger", "contains", "commit", "target", "full", "force", "within", "since")
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +49,12 @@ def seconds(text: str) -> float:
     if not 0.1 <= value <= 1e6:
         raise argparse.ArgumentTypeError(f"seconds = {text}: not a number between 0.1 and 1000000")
     return value
+
+
+def time_text(text: str) -> str:
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?Z?)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in UTC such as 2026-01-02 or 2026-01-02T03:04:05Z")
+    return text
 
 
 def epilog() -> str:
@@ -87,6 +97,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--timings", action="store_true", help="print how long each command and each stage took")
     add("--show-config", action="store_true", help="plan: print the built-in deploy.ini and end")
     add("--why", action="store_true", help="plan: name everything that each step depends on")
+    text = "status: answer in so many seconds, and say what did not come"
+    add("--within", type=seconds, default=0.0, metavar="S", help=text)
+    add("--since", type=time_text, metavar="T", help="status: tell the history from this time on (UTC)")
+    add("--check", action="store_true", help="status: exit 1 unless all is well")
     add("--debug", action="store_true", help="show a traceback also for expected errors")
     add("--version", action="version", version=f"deploy_machine.py {VERSION}")
     # what the version that hands over to this one passes on (handover.py)
@@ -107,6 +121,8 @@ def run_command(arguments: Sequence[str]) -> int:
         return 0
     if options.target is not None and options.command != "rollback":
         raise errors.UsageError(f"unexpected argument {options.target!r} (see --help)")
+    if options.command != "status" and (options.within or options.since or options.check):
+        raise errors.UsageError(f"--within, --since, --check: of status, not of {options.command} (see --help)")
     room("run").SHOWN["timings"] = options.timings
     story: Callable[[Any], Any] = getattr(room(COMMANDS[options.command][0]), options.command)
     result = story(request_of(options, arguments)._replace(words=tuple(words or ())))
@@ -114,6 +130,8 @@ def run_command(arguments: Sequence[str]) -> int:
         for stage, spent in result.get("timings", {}).items():
             log.info(f"{spent:9.3f} s  {stage}")
     show(options, result)
+    if options.check:
+        return 0 if result["well"] else 1
     return errors.exit_code(result["outcome"]) if "outcome" in result else 0
 
 
@@ -145,7 +163,7 @@ def request_of(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
     return room("memory").Request(
         machine=machine,
         arguments=tuple(arguments),
-        **{key: getattr(given, key) for key in ("command", "trigger", "contains", "commit", "target", "full", "force")},
+        **{key: getattr(given, key) for key in QUESTION},
         lock_timeout=given.lock_timeout,
         ready_by=baton.ready_by if baton else time.monotonic() + machine.boot_timeout,
         baton=baton,

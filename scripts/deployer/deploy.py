@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import time
@@ -11,6 +12,7 @@ from deployer import (
     attempt,
     build,
     config,
+    drift,
     errors,
     handover,
     host,
@@ -91,6 +93,7 @@ def bring_from(progress: memory.Progress, source: mirror.Mirror) -> memory.Outco
     commit = source.load(wanted, tree)
     host.roles_of(machine, commit.settings)
     good = releases.good_one(machine, releases.current(machine))
+    name_drift(progress, releases.current(machine))
     with replacing.making_room(progress):
         release = build.build(progress, source, commit)
     outcome = switching.switch_and_confirm(progress, release, good, "deploy")
@@ -276,6 +279,16 @@ def what_changed(machine: host.Machine, release: releases.Release) -> str:
     return inputs.changes({**made_with, **read}, {**now, **present})
 
 
+def name_drift(progress: memory.Progress, current: releases.Release | None) -> None:
+    """Say what somebody changed by hand in the release that is about to be replaced."""
+    with contextlib.suppress(errors.DeployError, OSError):  # what is deployed matters more
+        found = drift.of_files(progress.machine, current) if current else []
+        if current and found:
+            warning = f"changed by hand in {current.short}, and not in what replaces it: {drift.in_words(found)}"
+            log.warning(warning)
+            progress.warnings.append(warning)
+
+
 def stays_bad(request: memory.Request, bad: Mapping[str, str]) -> bool:
     """Whether a commit that is remembered as bad is not tried again: a person or a push tries a step again."""
     if bad["kind"] == "step" and not request.is_boot:
@@ -310,6 +323,7 @@ def tidied(progress: memory.Progress, release: releases.Release, outcome: memory
         lambda: memory.clear_intent(machine),
         lambda: memory.forget_bad(machine, release.commit),
         lambda: releases.prune(machine, release.settings().keep),
+        lambda: drift.prune(machine),
         lambda: handover.install(machine, release),
         lambda: handover.prune(machine),
         lambda: mirror_of(machine).tidy(),

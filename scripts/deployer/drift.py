@@ -1,66 +1,154 @@
-"""Whether what setup_machine.py has installed as root is still what the release that serves carries: units, programs.
+"""What somebody changed by hand in what runs: its files, its units, and settings that nothing that runs has read.
 
-setup_machine.py notes in installed.json what it has made each file from. A deploy can neither write there nor may it;
-so that a unit which was changed in the repository and merged is not on this machine yet is told.
+A deploy keeps git's index of the checkout. What that does not know again right before the switch, steps and links
+have changed rightly: of that a hash is kept, and what differs later was done by hand.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+import os
+import re
+import stat
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from deployer import errors, files, host, releases, services, slots
+from deployer import errors, files, host, log, mirror, observe, releases, tools
 
-LIBRARY = Path("/usr/local/lib/deploy-machine")  # root's; of one of several applications, a folder in there
-RUN = "run setup_machine.py of that commit"
-
-
-def warnings(machine: host.Machine, current: releases.Release | None, library: Path = LIBRARY) -> list[str]:
-    """A line for what differs, and one for what systemd has not read yet; none where setup has left no record."""
-    installed = record(machine, library)
-    if not current or not installed:
-        return []
-    names = sorted({Path(path).name for path in differing(current, installed)})
-    told = [f"{', '.join(names)} differ{'s' * (len(names) == 1)} from the commit's: {RUN}"] if names else []
-    stale = [unit for unit, state in states(machine, current).items() if state.get("NeedDaemonReload") == "yes"]
-    return told + [f"{', '.join(stale)}: changed since systemd has read it: as root, systemctl daemon-reload"] * any(
-        stale
-    )
+MANY = 1000  # paths whose content is compared; of those beyond, size and time
+LARGE = 1_000_000  # bytes; the same
+SHOWN = 50  # so many are told
+OWN = re.compile(r"\.release\.json|\.\.release\.json\.tmp-.*|\.socket|\.\.socket\.tmp-.*|\.starting-.*")  # of a release
 
 
-def record(machine: host.Machine, library: Path) -> dict[str, Any]:
-    """What setup says that it has installed, by path; nothing if it has not, or for another root."""
-    if not machine.owns_services:
-        return {}
+class Found(NamedTuple):
+    """One thing that is not as a deploy left it. kind: changed, deleted, added, reload or newer."""
+
+    kind: str
+    name: str  # of a file, or a unit
+
+
+def folder(machine: host.Machine) -> Path:
+    return machine.state / "drift"
+
+
+def index_of(machine: host.Machine, release: releases.Release) -> Path:
+    """Where git's index of a release's checkout is kept."""
+    folder(machine).mkdir(exist_ok=True)
+    return folder(machine) / f"{release.name}.index"
+
+
+def note(machine: host.Machine, release: releases.Release) -> None:
+    """Before a release first serves: keep what in it differs from the commit, rightly."""
+    place = folder(machine) / f"{release.name}.json"
+    if place.exists() or not index_of(machine, release).exists():
+        return
     try:
-        found = json.loads(files.read_text(library / machine.app / "installed.json"))
-        return dict(found["files"]) if found["root"] == str(machine.root) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+        files.write_json(place, {"paths": look(machine, release)}, durable=False)
+    except (OSError, errors.DeployError) as error:
+        log.warning(f"changes by hand in {release.name} will not be told: {error}")
 
 
-def differing(current: releases.Release, installed: dict[str, Any]) -> Iterator[str]:
-    """The installed files that the release has another version of; what it has none of is no concern of it."""
-    for path, about in installed.items():
-        source = about.get("source") if isinstance(about, dict) else None
-        try:
-            if isinstance(source, str) and digest(current.path / source) != about.get("source_sha256"):
-                yield path
-        except OSError:
-            continue
+def prune(machine: host.Machine) -> None:
+    """Remove what is kept of releases that are gone."""
+    names = {release.name for release in releases.all_of(machine)}
+    for path in folder(machine).glob("*"):
+        if path.stem not in names:
+            path.unlink()
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(
-        files.read_text(path, errors="surrogateescape").encode("utf-8", "surrogateescape")
-    ).hexdigest()
+def look(machine: host.Machine, release: releases.Release) -> dict[str, str]:
+    """What differs from the checkout now: path -> what is there, `+` before that of what is not in the commit.
+
+    Raises GitError.
+    """
+    tracked, others = differing(machine.mirror, release.path, index_of(machine, release))
+    paths = [(path, mark) for mark, names in (("", tracked), ("+", others)) for path in names]
+    own = [(path, mark) for path, mark in paths if not OWN.fullmatch(path) and not observe.CACHES.fullmatch(path)]
+    return {path: mark + what_is(release.path / path, number < MANY) for number, (path, mark) in enumerate(own)}
 
 
-def states(machine: host.Machine, current: releases.Release) -> dict[str, services.UnitState]:
+def differing(repository: Path, tree: Path, index: Path) -> tuple[list[str], list[str]]:
+    """The paths of a checkout with that index that are not as they were then, and what is beside them."""
+    common = ["--no-optional-locks", f"--git-dir={repository}", f"--work-tree={tree}"]
+    # times and owners alone are no change: a backup that was restored has others
+    common += mirror.options_of({"core.bare": "false", "core.trustctime": "false", "core.checkStat": "minimal"})
+    diff = ["diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules=all", "-z"]
+    asked = [[*common, *query] for query in (diff, ["ls-files", "--others", "--directory", "-z"])]
+    changed, others = (mirror.git(query, index=index, cwd=tree, most=mirror.MOST_PATHS).out for query in asked)
+    return changed.split("\0")[:-1], others.split("\0")[:-1]
+
+
+def what_is(path: Path, by_content: bool) -> str:
+    """What a path holds, in few characters; nothing, if it is gone."""
     try:
-        return services.states_of(slots.units_of(machine, current))
-    except (errors.DeployError, OSError):  # told where the services themselves are looked at
-        return {}
+        about = os.lstat(path)
+        if stat.S_ISLNK(about.st_mode):
+            return f"link to {os.readlink(path)}"
+        if not stat.S_ISREG(about.st_mode):
+            return "folder"
+        mode = "program" if about.st_mode & 0o100 else "file"
+        if not by_content or about.st_size > LARGE:
+            return f"{mode} {about.st_size} {about.st_mtime_ns}"
+        return f"{mode} {hashlib.sha256(path.read_bytes()).hexdigest()[:32]}"
+    except OSError:
+        return ""
+
+
+def of_files(machine: host.Machine, release: releases.Release) -> list[Found] | None:
+    """The files of a release that somebody has changed, deleted or added; None: nobody knows. Raises GitError."""
+    kept = files.read_json(folder(machine) / f"{release.name}.json")
+    before = kept.get("paths") if kept else None
+    if not isinstance(before, dict):
+        return None
+    now, carried = look(machine, release), release.meta.get("old_files") or {}
+    places = {*carried, *(f"{parent}/" for path in carried for parent in Path(path).parents)}
+    return [
+        Found(kind_of(before.get(path), now.get(path), release.path / path), path)
+        for path in sorted({*before, *now} - places)
+        if before.get(path) != now.get(path)
+    ]
+
+
+def kind_of(before: str | None, now: str | None, path: Path) -> str:
+    """before, now: what differed from the checkout; None: nothing did."""
+    if not os.path.lexists(path):
+        return "deleted"
+    return "added" if before is None and (now or "").startswith("+") else "changed"
+
+
+def of_units(states: Mapping[str, Mapping[str, str]]) -> list[Found]:
+    """The units of which a file was changed and systemd does not know it yet."""
+    return [Found("reload", unit) for unit, state in states.items() if state.get("NeedDaemonReload") == "yes"]
+
+
+def of_settings(
+    machine: host.Machine, release: releases.Release, states: Mapping[str, Mapping[str, str]], deployed: float
+) -> list[Found]:
+    """shared/.env and machine.ini, if they are newer than what runs, and no deploy has taken them up.
+
+    states: of the services that read them. deployed: when the last deploy began, in seconds since 1970.
+    """
+    begins = [int(state.get("ActiveEnterTimestampMonotonic") or 0) / 1e6 for state in states.values()]
+    oldest = min((time.time() - time.monotonic() + began for began in begins if began), default=0.0)
+    made_with = release.meta.get("made_with", {}).get(".env")
+    found = []
+    if changed_at(machine.shared / ".env") > oldest and made_with not in (None, tools.digest(tools.read_env(machine))):
+        found.append(Found("newer", "shared/.env"))
+    if changed_at(machine.root / "machine.ini") > max(oldest, deployed + 1):  # it is known to the second
+        found.append(Found("newer", "machine.ini"))
+    return found
+
+
+def changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def in_words(found: Sequence[Found]) -> str:
+    """`board/views.py (changed), x.py (added)`."""
+    return log.shorten(", ".join(f"{one.name} ({one.kind})" for one in found))

@@ -40,6 +40,8 @@ class Request(NamedTuple):
     words: tuple[str, ...] = ()  # of `run`: the command
     full: bool = False
     force: bool = False
+    within: float = 0.0  # of a status: seconds until it answers; 0: when it knows all
+    since: str | None = None  # of a status: the time from which on the history is told
     lock_timeout: float = 1800.0  # seconds
     ready_by: float = 0.0  # monotonic seconds at which a boot lets the services start, whatever goes on
     baton: Baton | None = None  # from the version that has handed over to this one
@@ -58,6 +60,7 @@ class Outcome(NamedTuple):
     services: tuple[Mapping[str, str], ...] = ()
     healthy: bool | None = None
     warnings: tuple[str, ...] | None = None  # None: nobody has asked yet
+    reason: str = ""  # why it is not good, in few words; empty: as the message says
 
 
 def short(commit: str | None) -> str:
@@ -76,7 +79,7 @@ class Progress:
         self.wanted: str | None = None  # the commit
         self.steps: list[dict[str, Any]] = []
         self.warnings: list[str] = []
-        self.drift: list[str] = []  # warnings that are over when setup_machine.py has run
+        self.installed: list[str] = []  # warnings that are over when setup_machine.py has run
         self.pending = pending.Pending()
         self.switched = False  # from then on the release matters more than what is noted of it
         self.interrupted = False  # whether the run before this one was

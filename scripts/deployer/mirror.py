@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -188,6 +189,16 @@ class Mirror:
         done = self.git("rev-list", "--count", f"{older or newer}..{newer}", check=False)
         return int(done.out) if done.code == 0 else 0
 
+    def behind(self, older: str, newer: str) -> tuple[int, float]:
+        """How many commits lie between, and when the first of them came into the branch (seconds since 1970)."""
+        done = self.git("rev-list", "--first-parent", "--timestamp", f"{older}..{newer}", check=False)
+        times = [float(line.split()[0]) for line in done.out.splitlines() if line]
+        return (self.count(older, newer), times[-1]) if done.code == 0 and older and times else (0, 0.0)
+
+    def time_of(self, commit: str) -> float:
+        """When a commit was made, in seconds since 1970."""
+        return float(self.git("show", "--no-patch", "--no-show-signature", "--format=%ct", commit).out.split()[-1])
+
     def tree(self, commit: str) -> dict[str, Entry]:
         """Every path of a commit, directories included (git has a content id for each)."""
         tree = {}
@@ -253,10 +264,9 @@ class Mirror:
 
     # -- to check a commit out
 
-    def check_out(self, commit: Commit, destination: Path) -> None:
-        """Write the complete tree of a commit below `destination`, submodules and LFS files too."""
+    def check_out(self, commit: Commit, destination: Path, index: Path) -> None:
+        """Write the complete tree of a commit below `destination`, submodules and LFS files too; the index stays."""
         lfs = self.lfs_options(commit.tree)
-        index = destination.parent / f".{destination.name}.index"
         common = [f"--git-dir={self.path}", f"--work-tree={destination}", "-c", "core.bare=false", *lfs]
         try:
             # checkout.workers=0: as many as there are processors, where git is new enough (2.32)
@@ -266,10 +276,10 @@ class Mirror:
                 self.git("config", "remote.origin.url", self.url)  # relative submodule addresses start here
                 update = [*common, "submodule", "--quiet", "update", "--init", "--force", "--recursive"]
                 git(update, index=index, cwd=destination, timeout=600, live=True)
+            # git reads files again that are as new as the index, and here these are all
+            os.utime(index, (time.time() + 2, time.time() + 2))
         except errors.GitError as error:
             raise self.checkout_failed(commit, destination, error) from None
-        finally:
-            index.unlink(missing_ok=True)
 
     def checkout_failed(self, commit: Commit, destination: Path, error: errors.GitError) -> errors.CommandError:
         # git says neither why it could not write a file, nor does it leave what it wrote of it

@@ -97,7 +97,7 @@ def states_of(units: Sequence[str]) -> dict[str, UnitState]:
     if not units:
         return {}
     names = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,InvocationID,Result,MainPID,Listen,DropInPaths,"
-    names += "NeedDaemonReload"
+    names += "NeedDaemonReload,ActiveEnterTimestampMonotonic"
     done = run.command([SYSTEMCTL, "show", "--no-pager", f"--property={names}", "--", *units])
     blocks = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.strip().split("\n\n")]
     return dict(zip(units, blocks))

@@ -11,6 +11,7 @@ from pathlib import Path
 from deployer import (
     config,
     draining,
+    drift,
     errors,
     files,
     health,
@@ -83,6 +84,8 @@ def switch(progress: memory.Progress, release: Release, intent: memory.Intent) -
     machine, left = progress.machine, releases.current(progress.machine)
     if left and left != release:
         carry_assets(left, release)
+    drift.note(machine, release)
+    release.note({"activated": files.now()}, durable=False)  # the sync of the switch makes it so
     memory.write_intent(machine, intent)
     progress.switched = True
     releases.make_current(machine, release)
@@ -122,7 +125,7 @@ def refuse(progress: memory.Progress, release: Release, error: errors.DeployErro
     serves = releases.current(machine)
     message = f"{release.short} was not healthy: {error}; {serves.short if serves else 'nothing'} serves on"
     reports = tuple(health.reports_of(slots.units_of(machine, serves)))
-    return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True)
+    return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True, reason=str(error))
 
 
 def go_back(
@@ -150,7 +153,7 @@ def go_back(
     draining.stop_others(machine)
     releases.discard(release.path)
     message = f"{bad} was not healthy: {error}; {good.short} serves again"
-    return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True)
+    return memory.Outcome("rolled_back", message, error.detail, reports, healthy=True, reason=str(error))
 
 
 def return_to(progress: memory.Progress, good: Release, why: str) -> None:

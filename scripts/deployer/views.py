@@ -1,8 +1,7 @@
-"""What people and programs are shown: plan, status and history. Nothing here changes more than the mirror."""
+"""What people and programs are shown: plan, history, the status in words. Nothing here changes more than the mirror."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -13,17 +12,14 @@ from deployer import (
     build,
     config,
     deploy,
-    drift,
-    errors,
     files,
-    health,
     host,
     inputs,
     lock,
     memory,
     releases,
     signatures,
-    slots,
+    standing,
     steps,
 )
 
@@ -92,43 +88,6 @@ def show_plan(result: attempt.Result, why: bool = False) -> str:
     return "\n".join([*lines, f"  {'; '.join(what) or 'no service is touched'}", ""])
 
 
-def status(request: memory.Request) -> attempt.Result:
-    """What runs now, and the last results. Reads only."""
-    machine = request.machine
-    host.must_own(machine)  # it runs the check command, and what failed steps printed is not for everybody
-    current = releases.current(machine)
-    running, is_held = memory.read_running(machine), lock.is_held(machine)
-    reports, problem = observe(machine, current)
-    since = time.strftime(files.TIME, time.gmtime(os.lstat(machine.current).st_mtime)) if current else None
-    return {
-        "schema": files.SCHEMA,
-        "machine": machine.name,
-        "roles": list(machine.roles),
-        "commit": current.commit if current else None,
-        "release": current.name if current else None,
-        "since": since,
-        "services": reports,
-        "healthy": not problem if current else None,
-        "problem": problem,
-        "bad_commits": [{"commit": commit, **about} for commit, about in memory.bad_commits(machine).items()],
-        "running": running if is_held else None,
-        "interrupted": bool(running) and not is_held,
-        "last": memory.read_last(machine),
-        "drift": drift.warnings(machine, current),
-        "trigger": current.meta.get("trigger") if current else None,
-        "attempts": memory.read_history(machine)[-5:],
-        "releases": [{"release": r.name, "commit": r.commit, "good": r.is_good} for r in releases.all_of(machine)],
-    }
-
-
-def observe(machine: host.Machine, current: releases.Release | None) -> tuple[list[dict[str, str]], str]:
-    """The services and what is wrong; that they could not be seen is a problem, too."""
-    try:
-        return health.observe(machine, current, slots.units_of(machine, current))
-    except (errors.DeployError, OSError) as error:
-        return [], str(error)
-
-
 def show_status(result: attempt.Result) -> str:
     lines = serving_lines(result)
     if result["running"]:
@@ -137,8 +96,13 @@ def show_status(result: attempt.Result) -> str:
     if result["interrupted"]:
         lines.append("  note      the last deploy was interrupted; the next one cleans up after it")
     lines += [f"  warning   {warning}" for warning in warnings_of(result)]
+    lines += [f"  by hand   {one['name']}: {standing.WORDS[one['kind']]}" for one in result["drift"] or ()]
     lines += [f"  bad       {bad['commit'][:8]}: {bad['why']} ({bad['when']})" for bad in result["bad_commits"]]
-    attempts = "last attempts\n" + show_history({"history": result["attempts"]}) if result["attempts"] else ""
+    told = result.get("history", result["attempts"])
+    attempts = "last attempts\n" + show_history({"history": told}) if told else ""
+    failure = result["last_failure"]
+    if failure and not any(one["started"] == failure["started"] for one in told):
+        attempts += "last failure\n" + show_history({"history": [failure]})
     return "\n".join([*lines, attempts])
 
 
@@ -152,7 +116,21 @@ def serving_lines(result: attempt.Result) -> list[str]:
         f"  release   {result['release']}",
         *(f"  service   {service['unit']}: {service['state']}{times(service)}" for service in result["services"]),
         f"  health    {'ok' if result['healthy'] else result['problem'] or 'unknown'}",
+        *branch_lines(result),
     ]
+
+
+def branch_lines(result: attempt.Result) -> list[str]:
+    """How what runs stands to the branch, as far as this machine knows."""
+    tip = result["tip"]
+    if not tip:
+        return []
+    held = ", which was rolled back by hand" if tip["held"] else ""
+    where = "the newest commit"
+    if tip["behind"]:
+        where = f"{tip['behind']} commit{'s' * (tip['behind'] != 1)} behind {memory.short(tip['commit'])}"
+        where += f", since {ago(tip['since'])}"
+    return [f"  branch    {where}{held}, as fetched {ago(tip['fetched'])}"]
 
 
 def times(service: Mapping[str, str]) -> str:
@@ -164,16 +142,14 @@ def times(service: Mapping[str, str]) -> str:
 def warnings_of(result: attempt.Result) -> list[Any]:
     last = result["last"] or {}
     told: Any = last.get("warnings") if last.get("release") == result["release"] else None
-    over: Any = last.get("drift")  # is looked at anew
+    over: Any = last.get("installed")  # is looked at anew
     told, over = (found if isinstance(found, list) else [] for found in (told, over))
-    return [*result["drift"], *(warning for warning in told if warning not in over)]
+    return [*result["installed"], *(warning for warning in told if warning not in over)]
 
 
 def ago(timestamp: str) -> str:
     """`3 h ago` for a time as files.now() writes it."""
-    import calendar  # noqa: PLC0415 - takes a while, and only `status` needs it
-
-    seconds = max(0.0, time.time() - calendar.timegm(time.strptime(timestamp, files.TIME)))
+    seconds = max(0.0, time.time() - standing.seconds(timestamp))
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"
@@ -190,6 +166,10 @@ def history(request: memory.Request) -> attempt.Result:
 def show_history(result: attempt.Result) -> str:
     return "".join(
         f"  {entry['started']}  {entry['trigger']:6}  {entry['outcome']:22}  {memory.short(entry['commit']):8}"
-        f"  {entry['seconds']:6.1f} s  {entry['message']}\n"
+        f"  {entry['seconds']:6.1f} s  {entry['message']}{again(entry)}\n"
         for entry in result["history"]
     )
+
+
+def again(entry: Mapping[str, Any]) -> str:
+    return f" ({entry['times']} times)" if entry.get("times") else ""

@@ -29,7 +29,7 @@ import setup_ground
 import setup_keys
 import setup_options
 import setup_tree
-from deployer import config, errors, files, host, inputs, memory, views
+from deployer import config, errors, files, host, inputs, memory, standing, views
 from setup_work import Work
 
 MANY = int(os.environ.get("DEPLOY_MACHINE_FUZZ", "0"))
@@ -250,7 +250,7 @@ def test_state_and_history(folder: Path, state: str, history: list[str], last: s
     assert all({"kind", "why", "when"} <= set(about) for about in memory.bad_commits(machine).values())
     memory.read_intent(machine)
     request = memory.Request(machine, "status", "manual", ())
-    status = views.status(request)
+    status = standing.status(request)
     views.show_status(status)
     views.show_history(views.history(request))
     json.dumps(status)

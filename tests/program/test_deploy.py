@@ -488,7 +488,7 @@ def test_the_result_has_the_keys_of_the_contract(app: App) -> None:
     result = app.deploy().result
     assert list(result) == [
         "schema", "machine", "roles", "trigger", "outcome", "commit", "wanted", "previous", "release", "started",
-        "seconds", "steps", "services", "healthy", "message", "timings",
+        "seconds", "steps", "services", "healthy", "message", "reason", "timings",
     ]  # fmt: skip
     assert [set(step) for step in result["steps"]] == [{"name", "result", "seconds", "why"}] * 3
     last = (app.root / "state" / "history.jsonl").read_text().splitlines()[-1]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from deployer import drift, host, releases
+from deployer import host, installed, releases
 
 UNIT = "[Unit]\nDescription=x\n"
 
@@ -35,12 +35,12 @@ class Place:
         (self.library / folder / "installed.json").write_text(text)
 
     def told(self) -> list[str]:
-        return drift.warnings(self.machine, self.release, self.library)
+        return installed.warnings(self.machine, self.release, self.library)
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(drift, "states", lambda *_: {})  # systemd's part is seen on machines
+    monkeypatch.setattr(installed, "states", lambda *_: {})  # systemd's part is seen on machines
     return Place(tmp_path)
 
 
