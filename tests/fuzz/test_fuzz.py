@@ -22,6 +22,10 @@ from hypothesis.strategies import SearchStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import deployer.ini
+import fleet_answers
+import fleet_states
+import fleet_status
+import fleet_table
 import github
 import push_deploy
 import report_deploys
@@ -331,6 +335,58 @@ def test_results_of_the_machines(text: str) -> None:
         obeyed_at_most(line, ["::error title=", "::warning title="])
     bad = any(m.is_bad for m in machines)
     assert report_deploys.verdict(machines) == int(bad)
+
+
+# --- fleet_status.py ----------------------------------------------------------------------------------------
+
+STATUS_KEYS = "machine commit activated trigger healthy reason running failing last last_failure tip drift history"
+FORGED = {
+    "tip": st.dictionaries(st.sampled_from(["commit", "merged", "behind", "since", "held"]), JSON, max_size=2),
+    "history": st.lists(st.dictionaries(st.sampled_from(["started", "outcome", "reason"]), JSON), max_size=2),
+    "drift": st.lists(st.one_of(JSON, st.fixed_dictionaries({"name": ANY})), max_size=2),
+}
+STATUSES = st.builds(
+    lambda base, more: {"schema": 1, "machine": "web", "commit": "a" * 40, **base, **more},
+    st.dictionaries(st.sampled_from(STATUS_KEYS.split()), JSON, max_size=3),
+    st.fixed_dictionaries({}, optional=FORGED),
+)
+MOMENTS = st.one_of(ANY, NUMBERS, st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z", fullmatch=True))
+
+
+@fuzz
+@given(STATUSES, st.one_of(JSON_TEXT, STATUSES.map(json.dumps)), st.sampled_from(["answered", "off"]))
+def test_a_status_from_a_machine(folder: Path, status: dict[str, Any], kept: str, kind: str) -> None:
+    """From its answer to the table, the JSON and what is kept: bounded and printable, and read again as it was."""
+    machine, branch, now = fleet_states.Machine("web"), fleet_states.Branch("b" * 40, "2026-01-02T03:04:05Z"), 1.8e9
+    write(folder / "fleet.json", kept)
+    before = fleet_answers.load(folder / "fleet.json").machines.get("web", fleet_answers.Known())
+    contact = fleet_answers.Contact(kind, "", status if kind == "answered" else None)
+    view, known = fleet_states.view(machine, contact, before, branch, now)
+    fleet_states.newest([view.answer], ("", ""), now)
+    shown = fleet_table.show([view], branch, 1.0, now) + fleet_table.show_history({"web": known}, ["web"])
+    assert all(char.isprintable() or char == "\n" for char in shown), shown
+    assert max(map(len, shown.splitlines())) <= 130
+    assert len(json.dumps(fleet_table.as_json([view], branch, 1.0, False, {"web": known}))) < 100_000
+    fleet_answers.store(folder / "fleet.json", fleet_answers.Memory({"web": known}))
+    assert fleet_answers.load(folder / "fleet.json").machines["web"].answer == known.answer
+
+
+@fuzz
+@given(MOMENTS)
+def test_a_time_from_a_machine(text: str) -> None:
+    assert fleet_answers.seconds_of(text) >= 0 or text < "1970"
+
+
+@fuzz
+@given(st.one_of(ini(""), ini("[web]"), ini("[web]\non = always")))
+def test_machines_ini(folder: Path, text: str) -> None:
+    write(folder / "machines.ini", text)
+    try:
+        machines = fleet_status.read_inventory(folder / "machines.ini")
+    except errors.UsageError as error:
+        assert "\n" not in str(error)
+        return
+    assert all(machine.name.isascii() and not machine.name.startswith("-") for machine in machines)
 
 
 # --- setup_machine.py -----------------------------------------------------------------------------------------

@@ -1,0 +1,327 @@
+#!/usr/bin/env python3
+"""Anywhere: what runs on which machine, since when, how far behind; also of machines that are off.
+
+Asks all machines at the same time over ssh, and answers within ten seconds. What it saw last is kept below
+$XDG_STATE_HOME, so that a machine that is off is shown as it was, with `?` and how long ago that is. Which machines
+there are says machines.ini:
+
+    [frontend]
+    roles = frontend
+    on = at-times          ; or always, which is what counts if nothing is said: then silence is a fault
+    silent_days = 14       ; a machine that is on at times is to have answered within so many days
+    behind_minutes = 30    ; so long after a merge it may run what was there before
+
+Where they are is no part of that file. From the environment, as in push_deploy.py: NAME_HOST (`host`, `host:port` or
+`[v6]:port`) and NAME_USER, e.g. FRONTEND_HOST; DEPLOY_SSH_KEY, the private key; DEPLOY_KNOWN_HOSTS, the machines' host
+keys, which are always checked. CI's restricted key is enough.
+
+Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, or there is no machine; 2 usage.
+
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_answers.py, fleet_states.py, fleet_table.py,
+push_deploy.py, github.py and deployer/.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "fleet_status.py needs Python 3.9 or newer, but %s is %d.%d: install a newer python3\n"
+        % (sys.executable, sys.version_info[0], sys.version_info[1])
+    )
+    raise SystemExit(2)
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import fleet_answers
+import fleet_states
+import fleet_table
+import github
+import push_deploy
+from deployer import errors, files, ini
+from fleet_answers import OFF, REFUSES, SLOW, Contact
+from fleet_states import ALWAYS, AT_TIMES, Branch, Machine
+
+CONNECT_TIMEOUT = 3.0  # seconds
+WITHIN = 5.0  # seconds that a machine has to look at itself
+CUT_OFF = 8.0  # seconds after which no answer is waited for
+PAUSE = 1.0  # seconds before one that is unhealthy is asked again
+KEYS = {"roles", "on", "silent_days", "behind_minutes"}
+
+
+# --- which machines there are, and where
+
+
+def read_inventory(path: Path) -> list[Machine]:
+    """The machines of machines.ini. Raises UsageError, which names file and section."""
+    try:
+        sections = ini.parse(files.read_text(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise errors.UsageError(f"{path}: {reason}; name the inventory with --inventory") from None
+    except errors.UsageError as error:
+        raise errors.UsageError(f"{path}: {error}") from None
+    return [read_machine(f"{path}: [{one_line(name)}]", name, section) for name, section in sections.items()]
+
+
+def read_machine(where: str, name: str, section: Mapping[str, str]) -> Machine:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,63}", name):
+        raise errors.UsageError(f"{where}: is no name of a machine: letters, digits, - and _")
+    if unknown := sorted(set(section) - KEYS):
+        raise errors.UsageError(f"{where} {one_line(unknown[0])}: expected {', '.join(sorted(KEYS))}")
+    on = section.get("on", ALWAYS)
+    if on not in (ALWAYS, AT_TIMES):
+        raise errors.UsageError(f"{where} on = {one_line(on)}: expected {ALWAYS} or {AT_TIMES}")
+    usual = Machine(name)
+    numbers = {key: number(where, section, key, getattr(usual, key)) for key in ("silent_days", "behind_minutes")}
+    return Machine(name, tuple(section.get("roles", "").split()), on, **numbers)
+
+
+def number(where: str, section: Mapping[str, str], key: str, usual: float) -> float:
+    text = section.get(key, "")
+    if text and not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", text, re.ASCII):
+        raise errors.UsageError(f"{where} {key} = {one_line(text)}: not a number")
+    return float(text) if text else usual
+
+
+def one_line(text: str) -> str:
+    return fleet_answers.words(text, 60)
+
+
+def chosen(machines: Sequence[Machine], names: Sequence[str]) -> list[Machine]:
+    """Those that --machine names, or all. Raises UsageError."""
+    known = {machine.name: machine for machine in machines}
+    for name in names:
+        if name not in known:
+            raise errors.UsageError(f"--machine {name}: the inventory has {', '.join(known) or 'no machine'}")
+    return [known[name] for name in dict.fromkeys(names)] if names else list(machines)
+
+
+def targets(machines: Sequence[Machine], options: argparse.Namespace) -> dict[str, push_deploy.Target]:
+    """Where the machines are. Raises UsageError."""
+    hosts = dict(text.split("=", 1) for text in options.host)
+    found = {}
+    for machine in machines:
+        prefix = github.prefix(machine.name)
+        host = hosts.get(machine.name) or os.environ.get(f"{prefix}_HOST", "").strip()
+        user = options.user or os.environ.get(f"{prefix}_USER", "").strip()
+        if not host or not user:
+            missing = f"{prefix}_HOST" if not host else f"{prefix}_USER"
+            option = f"--host {machine.name}=HOST" if not host else "--user USER"
+            raise errors.UsageError(f"{machine.name}: set {missing} in the environment, or give {option}")
+        try:
+            found[machine.name] = push_deploy.read_target(machine.name, host, user)
+        except push_deploy.PushError as error:
+            raise errors.UsageError(f"{machine.name}: {error}") from None
+    return found
+
+
+def text_of(variable: str, path: str | None, option: str) -> str:
+    """What a file holds, or else a variable. Raises UsageError."""
+    if not path:
+        text = os.environ.get(variable, "")
+        if not text.strip():
+            raise errors.UsageError(f"set {variable} in the environment, or name a file with {option}")
+        return text
+    try:
+        return files.read_text(Path(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+
+
+# --- asking
+
+
+class Question(threading.Thread):
+    """One machine, asked until a deadline; `contact` is what came of it."""
+
+    def __init__(self, name: str, ssh: push_deploy.Ssh, root: str, since: str, deadline: float) -> None:
+        super().__init__(daemon=True)
+        self.machine, self.ssh, self.root, self.since, self.deadline = name, ssh, root, since, deadline
+        self.contact = Contact(SLOW, f"it did not answer within {CUT_OFF:g} s")
+
+    def run(self) -> None:
+        contact = self.ask(["--since", self.since, "--within", f"{WITHIN:g}"])
+        if contact.status is None and contact.kind == REFUSES and "--within" in contact.why:
+            contact = self.ask([])  # of a version that does not know that yet
+        if is_unhealthy(contact):
+            contact = contact._replace(unhealthy=1)
+            self.contact = contact
+            if self.left() > PAUSE + 1.5:
+                time.sleep(PAUSE)
+                again = self.ask(["--since", self.since, "--within", f"{max(1.0, self.left() - 1):.1f}"])
+                if again.status is not None:
+                    contact = again._replace(unhealthy=2 if is_unhealthy(again) else 0)
+        self.contact = contact
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def ask(self, words: Sequence[str]) -> Contact:
+        script = f"{self.root}/bin/deploy_machine.py"
+        command = ["python3", script, "status", "--json", "--root", self.root, *words]
+        return contact_of(self.ssh.run(command, b"", lambda line: None, max(0.5, self.left())), self.ssh.secret)
+
+
+def contact_of(evidence: push_deploy.Evidence, secret: str) -> Contact:
+    """What an ssh connection means."""
+    status = evidence.result
+    if status is not None:
+        if isinstance(status.get("machine"), str) and "commit" in status:
+            return Contact(fleet_answers.ANSWERED, "", status)
+        return Contact(REFUSES, "its answer is of another kind than this script knows")
+    if evidence.is_stalled:
+        return Contact(SLOW, f"it did not answer within {CUT_OFF:g} s")
+    kind, message = push_deploy.classify(evidence, secret)
+    return Contact(OFF if kind == "offline" else REFUSES, fleet_answers.words(message, 200))
+
+
+def is_unhealthy(contact: Contact) -> bool:
+    return contact.status is not None and contact.status.get("healthy") is False
+
+
+def ask_all(
+    machines: Sequence[Machine], memory: fleet_answers.Memory, options: argparse.Namespace
+) -> dict[str, Contact]:
+    """Ask all machines at the same time. Raises UsageError."""
+    places = targets(machines, options)
+    key = text_of("DEPLOY_SSH_KEY", options.key, "--key")
+    known_hosts = text_of("DEPLOY_KNOWN_HOSTS", options.known_hosts, "--known-hosts")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-status-")))
+        try:
+            env = stack.enter_context(push_deploy.Agent(folder, key))
+        except push_deploy.PushError as error:
+            raise errors.UsageError(str(error)) from None
+        deadline, questions = time.monotonic() + CUT_OFF, []
+        for machine in machines:
+            own = folder / machine.name
+            own.mkdir()
+            about = argparse.Namespace(
+                machine=machine.name, connect_timeout=CONNECT_TIMEOUT, ssh_option=options.ssh_option
+            )
+            ssh = push_deploy.Ssh(places[machine.name], own, known_hosts, env, about)
+            questions.append(Question(machine.name, ssh, options.root, cursor(memory, machine), deadline))
+            questions[-1].start()
+        for question in questions:
+            question.join(max(0.0, deadline + 0.5 - time.monotonic()))
+        for question in questions:
+            question.ssh.end()
+        return {question.machine: question.contact for question in questions}
+
+
+def cursor(memory: fleet_answers.Memory, machine: Machine) -> str:
+    """From when on a machine's history is not known yet."""
+    history = memory.machines[machine.name].history if machine.name in memory.machines else ()
+    return max((entry["started"] for entry in history), default="2000-01-01T00:00:00Z")
+
+
+def behind_in_clone(folder: Path, tip: str, commits: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """How far commits are behind the newest one, where a clone that is here has them: machines may be off."""
+    found = {}
+    for commit in dict.fromkeys(commits):
+        if commit and tip and commit != tip:
+            query = ["git", "-C", str(folder), "rev-list", "--timestamp", "--first-parent", f"{commit}..{tip}", "--"]
+            count = ["git", "-C", str(folder), "rev-list", "--count", f"{commit}..{tip}", "--"]
+            with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+                times, number = (
+                    subprocess.run(argv, capture_output=True, text=True, check=True, timeout=1).stdout.split("\n")
+                    for argv in (query, count)
+                )
+                oldest = [line.split()[0] for line in times if line][-1:]
+                if oldest:
+                    found[commit] = int(number[0]), fleet_answers.as_time(float(oldest[0]))
+    return found
+
+
+# --- all of it
+
+
+def look(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Ask, remember and show: as JSON, and for people. Raises UsageError."""
+    began, now, inventory = time.monotonic(), time.time(), Path(options.inventory)
+    everybody = read_inventory(inventory)
+    machines = chosen(everybody, options.machine)
+    place = fleet_answers.place_of(inventory)
+    memory = fleet_answers.load(place)
+    contacts = ask_all(machines, memory, options) if machines else {}
+    fresh = {name: fleet_answers.read_answer(contact.status) for name, contact in contacts.items() if contact.status}
+    tip, merged = fleet_states.newest([*fresh.values()], memory.tip, now)
+    kept = [known.answer for known in memory.machines.values() if known.answer]
+    commits = [answer.commit for answer in [*fresh.values(), *kept]]
+    branch = Branch(tip, merged, behind_in_clone(inventory.resolve().parent, tip, commits))
+    views = []
+    for machine in machines:
+        before = memory.machines.get(machine.name, fleet_answers.Known())
+        view, memory.machines[machine.name] = fleet_states.view(machine, contacts[machine.name], before, branch, now)
+        views.append(view)
+    names = {machine.name for machine in everybody}
+    known = {name: about for name, about in memory.machines.items() if name in names}
+    try:
+        fleet_answers.store(place, fleet_answers.Memory(known, (tip, merged)))
+    except OSError as error:
+        print(f"fleet_status.py: {place} could not be written: {error.strerror}", file=sys.stderr)
+    is_well = fleet_states.all_well(views)
+    spent = time.monotonic() - began
+    found = fleet_table.as_json(views, branch, spent, is_well, known if options.history else None)
+    if options.history:
+        return found, fleet_table.show_history(known, [machine.name for machine in machines])
+    return found, fleet_table.show(views, branch, spent, now) if machines else f"{inventory}: has no machine\n"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = github.Parser(
+        prog="fleet_status.py",
+        allow_abbrev=False,
+        description="Say what runs on which machine, since when, and how far behind; also of machines that are off.",
+        epilog="exit codes: 0 all is well; 1 somebody must act, nobody answered, or there is no machine; 2 usage",
+    )
+    add = parser.add_argument
+    root = github.checked(r"/[^\0\n]*", "an absolute path")
+    option = github.checked(r"[A-Za-z]+=[^\n]+", "an ssh option of the form Key=Value")
+    host = github.checked(r"[A-Za-z][A-Za-z0-9_-]*=.+", "of the form NAME=HOST")
+    add("--machine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
+    add("--json", action="store_true", help="print one JSON line on stdout")
+    add("--history", action="store_true", help="what was deployed where, as far as it is known; oldest first")
+    add("--inventory", default="machines.ini", metavar="FILE", help="default: machines.ini")
+    add("--host", action="append", default=[], type=host, metavar="NAME=HOST", help="default: $NAME_HOST; repeatable")
+    add("--user", help="on all machines; default: $NAME_USER")
+    add("--key", metavar="FILE", help="the private key; default: $DEPLOY_SSH_KEY, which holds the key itself")
+    add("--known-hosts", metavar="FILE", help="default: $DEPLOY_KNOWN_HOSTS, which holds the host keys themselves")
+    add("--root", default="/srv/app", type=root, metavar="DIR", help="on the machines; default: /srv/app")
+    add("--ssh-option", action="append", type=option, metavar="K=V", help="for ssh -o; repeatable")
+    return parser
+
+
+def main_inner(arguments: Sequence[str]) -> int:
+    """Return the exit code. Raises errors.UsageError."""
+    options = make_parser().parse_args(arguments)
+    found, text = look(options)
+    print(json.dumps(found) if options.json else text, end="\n" if options.json else "", flush=True)
+    return 0 if found["well"] else 1
+
+
+def main() -> NoReturn:
+    try:
+        sys.exit(main_inner(sys.argv[1:]))
+    except errors.UsageError as error:
+        print(f"fleet_status.py: {error}", file=sys.stderr)
+        sys.exit(errors.EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
