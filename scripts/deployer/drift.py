@@ -103,13 +103,20 @@ def of_files(machine: host.Machine, release: releases.Release) -> list[Found] | 
     before = kept.get("paths") if kept else None
     if not isinstance(before, dict):
         return None
-    now, carried = look(machine, release), release.meta.get("old_files") or {}
-    places = {*carried, *(f"{parent}/" for path in carried for parent in Path(path).parents)}
+    now, carried = look(machine, release), assets(release)
     return [
-        Found(kind_of(before.get(path), now.get(path), release.path / path), path)
-        for path in sorted({*before, *now} - places)
+        Found(kind, path)
+        for path in sorted({*before, *now})
         if before.get(path) != now.get(path)
+        if (kind := kind_of(before.get(path), now.get(path), release.path / path)) != "added"
+        or not path.startswith(carried)
     ]
+
+
+def assets(release: releases.Release) -> tuple[str, ...]:
+    """The folders into which a switch carries assets of other releases, also when one goes back."""
+    steps = release.settings().steps
+    return tuple(f"{path.rstrip('/')}/" for step in steps if step.keep_days for path in step.provides)
 
 
 def kind_of(before: str | None, now: str | None, path: Path) -> str:

@@ -68,14 +68,18 @@ def test_a_deploy_names_it_before_it_replaces_it(built: App) -> None:
 
 
 def test_assets_that_are_carried_over_are_no_drift(app: App) -> None:
-    step = (
-        "[step static]\nprovides = public\nkeep_days = 7\nrun = sh -c 'mkdir public; cp code.py public/$DEPLOY_COMMIT'"
-    )
-    app.commit({"deploy.ini": f"{DEPLOY_INI}\n{step}\n"})
+    run = "sh -c 'mkdir -p public; cp code.py public/$DEPLOY_COMMIT'"
+    step = f"[step static]\nprovides = public\nkeep_days = 7\nrun = {run}"
+    app.commit({"deploy.ini": f"{DEPLOY_INI}\n{step}\n", "public/committed": "1\n"})
     app.deploy()
     app.commit({"code.py": "print(2)\n"})
     app.deploy()
     assert drift(app) == []
+    assert app.run("rollback").code == 0
+    assert len(list((app.current / "public").iterdir())) == 3, "what the newer one had was carried back"
+    assert drift(app) == []
+    (app.current / "public/committed").write_text("by hand\n")
+    assert drift(app) == [("changed", "public/committed")]
 
 
 def test_what_is_noted_goes_with_its_release(built: App) -> None:
