@@ -144,7 +144,7 @@ def of_settings(
     found = []
     if changed_at(machine.shared / ".env") > oldest and made_with not in (None, tools.digest(tools.read_env(machine))):
         found.append(Found("newer", "shared/.env"))
-    if changed_at(machine.root / "machine.ini") > max(oldest, deployed + 1):  # it is known to the second
+    if int(changed_at(machine.root / "machine.ini")) > max(oldest, deployed):  # as whole seconds, as `deployed` is
         found.append(Found("newer", "machine.ini"))
     return found
 
