@@ -1,4 +1,5 @@
 """Machine tests: marked by where they lie, refused without root, and with the machines' journals in a failure.
+Tests of pages: marked by what they ask for, left out where there is no browser.
 
 Tests that take long whatever they find are marked as slow: by where they lie, or where they stand.
 """
@@ -13,13 +14,15 @@ from typing import Any
 
 import pytest
 
+import browser
+
 MACHINE_TESTS = Path(__file__).parent / "machine"
 SLOW = [Path(__file__).parent / name for name in ("oracle", "shapes")]
-SLOW_FILES = ("hangs", "postgres", "other_databases", "fuzz")
+SLOW_FILES = ("hangs", "postgres", "other_databases", "fuzz", "browser")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without root, machine tests cannot run: leave them out, or fail if this is CI."""
+    """What cannot run here, as there is no root or no browser, is left out, or fails if this is CI."""
     machine = [item for item in items if MACHINE_TESTS in item.path.parents]
     for item in machine:
         item.add_marker(pytest.mark.machine)
@@ -33,11 +36,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"all {len(machine)} tests asked for need root: sudo ./dev test ...")
         items[:] = [item for item in items if item not in machine]
         config.stash[LEFT_OUT] = len(machine)
+    leave_out_pages(config, items)
 
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a job in the background; programs under test inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     items[:] = dealt(items, workers)
+
+
+def leave_out_pages(config: pytest.Config, items: list[pytest.Item]) -> None:
+    pages = [item for item in items if item.get_closest_marker("browser")]
+    if pages and not browser.program():
+        if os.environ.get("CI") == "true":
+            raise pytest.UsageError(f"{len(pages)} tests need a browser, and with CI=true none may be left out")
+        items[:] = [item for item in items if item not in pages]
+        config.stash[NO_BROWSER] = len(pages)
 
 
 def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
@@ -50,11 +63,14 @@ def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
 
 
 LEFT_OUT = pytest.StashKey[int]()
+NO_BROWSER = pytest.StashKey[int]()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if left_out := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{left_out} machine tests did NOT run: they need root (sudo ./dev test)")
+    if left_out := config.stash.get(NO_BROWSER, 0):
+        terminalreporter.write_line(f"{left_out} tests did NOT run: they need a browser: {browser.HOW_TO_GET_IT}")
 
 
 @pytest.hookimpl(hookwrapper=True)

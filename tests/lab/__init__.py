@@ -5,5 +5,6 @@ network.py   a hub namespace with a bridge, and one namespace for each machine a
 machine.py   one machine: boot, run commands, shut down, cut its power
 world.py     a whole environment: services machine, scheduler, frontend, the application's repository
 registry.py  runs on the services machine: a Python index and an npm registry
+page.py      what ./dev demo shows, as one HTML page
 __main__.py  ./dev lab
 """

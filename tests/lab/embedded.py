@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
@@ -29,6 +29,7 @@ import tomllib
 
 from lab.host import REPOSITORY, cache, call
 from lab.image import EXAMPLE, say
+from lab.page import Page
 from waiting import wait_for
 from workflow import Concurrency, Run, push
 
@@ -130,9 +131,13 @@ class Host:
         env = {"HOME": str(self.demo.home), "PATH": os.environ["PATH"]}
         process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr
+        said = ""
         for line in process.stderr:
             print(f"  {self.name:10} | {line}", end="", flush=True)
-        return process.wait()
+            said += line
+        code = process.wait()
+        self.demo.page.log(f"{self.name}: deploy {' '.join(arguments)}: exit code {code}", said, is_shown=True)
+        return code
 
     def follow(self) -> None:
         """Run the service in the release that `current` leads to, as a restart would."""
@@ -173,7 +178,8 @@ class Host:
 class Demo:
     """The folder, the application's repository, and the two machines."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, page: Page) -> None:
+        self.page = page
         self.folder, self.home, self.clone = folder, folder / "home", folder / "app"
         self.origin, self.sshd = folder / "origin.git", self.find_sshd()
         self.place = f"127.0.0.1:{free_port()}"
@@ -249,7 +255,7 @@ class Demo:
             repository=str(self.clone), secrets=self.secrets(), concurrency=self.concurrency,
             on_line=lambda leg, line: print(f"  {leg:22} | {line}", flush=True),
         ).start().wait(240)  # fmt: skip
-        print(f"\nThe run is {'GREEN' if run.conclusion == 'success' else 'RED'}. Its summary page:\n\n{run.summary}")
+        self.page.run(run)
 
     def secrets(self) -> dict[str, str]:
         known = [
@@ -267,14 +273,14 @@ class Demo:
 
 
 @contextlib.contextmanager
-def a_demo() -> Iterator[Demo]:
+def a_demo(page: Page) -> Iterator[Demo]:
     """A demo in a folder of its own; in the end nothing of it is left, neither processes nor files."""
     place = None
     with contextlib.suppress(OSError):  # in memory, where programs may be run: what deploys sync to disk costs nothing
         memory = os.statvfs("/dev/shm")
         place = "/dev/shm" if os.access("/dev/shm", os.W_OK) and not memory.f_flag & os.ST_NOEXEC else None
     with tempfile.TemporaryDirectory(prefix="demo-", dir=place, ignore_cleanup_errors=True) as folder:
-        demo = Demo(Path(folder).resolve())
+        demo = Demo(Path(folder).resolve(), page)
         try:
             yield demo
         finally:
@@ -283,26 +289,26 @@ def a_demo() -> Iterator[Demo]:
                     host.switch_off()
 
 
-def main(title: Callable[[str], None]) -> int:
+def main(page: Page) -> int:
     """Merge with both machines on, merge with the frontend off, switch it on."""
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, too
-    with a_demo() as demo:
+    with a_demo(page) as demo:
         frontend = demo.hosts["frontend"]
-        title("0. Two machines are set up, and the application is deployed")
+        page.title("0. Two machines are set up, and the application is deployed")
         with futures.ThreadPoolExecutor() as pool:
             list(pool.map(Host.boot, demo.hosts.values()))
-        title("1. Both machines are on, and a change is merged to main")
+        page.title("1. Both machines are on, and a change is merged to main")
         demo.merge("Notice board", "Our notice board")
-        say(f"the frontend answers: {demo.health()}")
-        title("2. The frontend is switched off, and another change is merged")
+        page.say(f"the frontend answers: {demo.health()}")
+        page.title("2. The frontend is switched off, and another change is merged")
         frontend.switch_off()
         demo.merge("Our notice board", "The notice board")
-        title("3. The frontend is switched on again: it catches up")
+        page.title("3. The frontend is switched on again: it catches up")
         frontend.boot()
-        say(f"the frontend answers: {demo.health()}")
+        page.say(f"the frontend answers: {demo.health()}")
         if demo.git("rev-parse", "HEAD") not in demo.health():
-            say("that is not the newest commit")
+            page.say("that is not the newest commit")
             return 1
     say(f"done in {time.monotonic() - began:.0f} s, and nothing of it is left")
     return 0

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from deployer import config
 
-from lab import embedded
+from lab import demo, embedded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -34,6 +34,25 @@ def test_its_packages_are_the_examples_without_postgresql() -> None:
     names = [line.partition("==")[0] for line in embedded.requirements()]
     assert {"django", "gunicorn", "whitenoise", "markdown"} <= {*names}
     assert not [name for name in names if "psycopg" in name]
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "missing" / "demo.html"
+    assert demo.main(["--page", str(file)]) == 2
+    assert capsys.readouterr().err.startswith(f"lab: --page {file}: it cannot be written there; name a file")
+
+
+def test_without_a_browser_the_tests_of_pages_are_left_out_and_with_ci_they_fail() -> None:
+    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/program/test_page_in_browser.py"]
+    for ci, said in (("", "1 tests did NOT run: they need a browser"), ("true", "1 tests need a browser")):
+        done = subprocess.run(
+            argv, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60,
+            env={**os.environ, "CI": ci, "PATH": "/nowhere"},
+        )  # fmt: skip
+        assert done.returncode == (4 if ci else 5), done.stdout + done.stderr
+        assert said in done.stdout + done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="as an ordinary user it is seen at once")
