@@ -246,7 +246,7 @@ class Demo:
             say(f"merged {head[:8]}; there is no sshd here, so each deploy is called directly")
             for host in self.hosts.values():
                 code = host.deploy("--trigger", "cd", "--contains", head) if host.is_on else None
-                print(f"\n{host.name}: {'offline' if code is None else f'exit code {code}'}\n")
+                self.page.say(f"{host.name}: {'offline' if code is None else f'exit code {code}'}")
             return
         say(f"merged {head[:8]}; running .github/workflows/cd.yml")
         self.number += 1
