@@ -29,7 +29,7 @@ pre { white-space: pre-wrap; font: 12px/1.45 ui-monospace, monospace; background
   border-radius: 6px }
 section, details { border: 1px solid #d1d9e0; border-radius: 6px; padding: 0 1em; margin: 1em 0 }
 summary { padding: .4em 0 }
-table { border-collapse: collapse; width: 100% }
+table { border-collapse: collapse; width: 100%; margin: 1em 0 }
 th, td { border: 1px solid #d1d9e0; padding: .4em .8em; text-align: left; vertical-align: top; min-width: 5em }
 th:first-child, td:first-child { min-width: 8em } /* most names in one line */
 .annotation { white-space: pre-wrap; border-left: 4px solid #0969da; padding-left: 1em; margin: 1em 0 }
