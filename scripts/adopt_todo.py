@@ -287,11 +287,12 @@ def scheduler(found: looks.Found, settled: ini.Settled) -> Iterator[Task]:
         return
     apps = [path for path in found.apps if path]
     place = shapes.join(found.folder, f"{(apps or ['APP'])[0]}/management/commands/run_scheduler.py")
+    first = "" if apps else ", APP being an application (`manage.py startapp APP`) that INSTALLED_APPS names"
     machines = " and ".join(machine.name for machine in settled.machines if "scheduler" in machine.roles)
     yield Task(
         f"the role scheduler of {machines} runs `manage.py run_scheduler`, and there is no such command: write it, or"
         " if nothing is to run there take the role out of machines.ini (then: adopt.py PATH --write)",
-        f"into {place} (with an empty __init__.py in management/ and in management/commands/)", SCHEDULER,
+        f"into {place} (with an empty __init__.py in management/ and in management/commands/){first}", SCHEDULER,
     )  # fmt: skip
 
 

@@ -443,6 +443,13 @@ def test_what_looks_like_a_scheduler(app: Adopted, files: dict[str, str], words:
         assert "into board/management/commands/run_scheduler.py" in said.task("there is no such command")
 
 
+def test_where_a_scheduler_goes_if_there_is_no_application_yet(app: Adopted) -> None:
+    fresh = SETTINGS.replace(', "board"]', "]")
+    said = app.put({**without("board/management/commands/run_scheduler.py"), "mysite/settings.py": fresh}).adopt()
+    assert "into APP/management/commands/run_scheduler.py" in said.task("there is no such command")
+    assert "(`manage.py startapp APP`) that INSTALLED_APPS names" in said.task("there is no such command")
+
+
 def test_no_scheduler_is_missed_where_no_machine_has_that_role(app: Adopted) -> None:
     app.put(without("board/management/commands/run_scheduler.py")).adopt("--write", "--machine", "web=frontend")
     app.adopt("--check")
