@@ -107,7 +107,8 @@ class Site:
         self.number = 0
         # long requests may end; and a request costs little, as it is the waiting that is measured
         files = world.edit("gunicorn.conf.py", "timeout = 30\ngraceful", "timeout = 90\ngraceful")
-        files |= world.edit("mysite/settings.py", '"ENGINE":', '"CONN_MAX_AGE": 600,\n        "ENGINE":')
+        name = '"NAME": os.environ.get'
+        files |= world.edit("mysite/settings.py", name, f'"CONN_MAX_AGE": 600,\n        {name}')
         self.runs = self.base = world.commit({**self.code(), **files}, "the scenarios' application")
         self.frontend.deploy()
 

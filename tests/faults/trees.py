@@ -12,7 +12,7 @@ from pathlib import Path
 
 Tree = dict[str, str]  # path -> kind, mode, owner, content
 PASSING = re.compile(r"\.pyc$|^\.starting-")
-NOT_COMPARED = {"lock", "last.json", "history.jsonl", "left.json", "watch.json"}  # below state/
+NOT_COMPARED = {"lock", "last.json", "history.jsonl", "left.json", "watch.json", "told"}  # below state/
 SLOT = re.compile(r"gunicorn-(blue|green)\.sock")
 TIMED_NAME = re.compile(rb"(releases/)\d{8}T\d{6}Z(-[0-9a-f]{12})|(envs/[\w.-]+?-[0-9a-f]{12})-\d{8}T\d{6}Z")
 TIME = re.compile(r"-\d{8}T\d{6}Z")

@@ -131,9 +131,10 @@ def test_settings_may_be_in_a_root_first(app: App, tmp_path: Path) -> None:
     (root / "shared").mkdir(parents=True)
     (root / "shared/.env").write_text("A=1\n")
     (root / "manage.py").touch()
-    assert "neither empty nor a root" in app.run("plan", "--root", str(root)).log
+    app.root = root
+    assert "neither empty nor a root" in app.run("plan").log
     (root / "manage.py").unlink()
-    assert app.run("plan", "--root", str(root)).code == 0
+    assert app.run("plan").code == 0
 
 
 def test_roots(app: App, tmp_path: Path) -> None:

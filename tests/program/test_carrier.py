@@ -371,9 +371,9 @@ def test_many_pushes_at_once_all_run_it(tmp_path: Path) -> None:
 # --- the program on the far side ----------------------------------------------------------------------
 
 
-def run(*words: str, before: str = "", **given: Any) -> subprocess.CompletedProcess[str]:
+def run(*words: str, before: str = "", patience: int = 30, **given: Any) -> subprocess.CompletedProcess[str]:
     """Run the carrier's text as ssh would; `before` is run ahead of it."""
-    program = before + TEXT.replace("PATIENCE = 120", "PATIENCE = 1")
+    program = before + TEXT.replace("PATIENCE = 120", f"PATIENCE = {patience}")
     done = subprocess.run(
         [sys.executable, "-c", program, *words], capture_output=True, timeout=20, check=False, **given
     )
@@ -412,7 +412,7 @@ def test_the_real_scripts_are_carried(tmp_path: Path) -> None:
 def test_a_connection_that_stalls_leaves_nothing(tmp_path: Path) -> None:
     read, write = os.pipe()
     try:
-        done = run(str(tmp_path), "5", ID, "x", stdin=read)
+        done = run(str(tmp_path), "5", ID, "x", patience=1, stdin=read)
     finally:
         os.close(read)
         os.close(write)
