@@ -62,7 +62,7 @@ class EmptyDebian:
         return [self.layer, self.image.root]
 
     def fetch_wheels(self) -> None:
-        """Poetry for this Debian's Python, which then asks the lab's index in the place of pypi.org."""
+        """Poetry for this Debian's Python, which then asks the lab's index in the place of the public one."""
         names = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
         pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--only-binary=:all:"]
         pip += ["--dest", str(self.wheels), "--implementation=cp", f"--python-version={PYTHON[self.suite]}"]
