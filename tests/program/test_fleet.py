@@ -75,7 +75,7 @@ def test_one_that_never_speaks_and_one_that_is_refused_hold_nobody_up(fleet: Fle
         closed.close()
         hosts = {"scheduler": "answers", "frontend": f"127.0.0.1:{other}", "night": f"127.0.0.1:{port}"}
         code, out, err, seconds = fleet.run("--json", **hosts)
-    assert seconds < 20
+    assert seconds < 10
     assert (code, err) == (1, "")
     assert states(out) == {"scheduler": "ok", "frontend": "unknown", "night": "REFUSES"}
     assert "127.0.0.1" not in out, "where a machine is, is a secret"
@@ -108,7 +108,7 @@ def test_one_that_is_off_is_shown_as_it_was(fleet: Fleet) -> None:
 def test_one_that_is_unhealthy_is_asked_twice(fleet: Fleet) -> None:
     fleet.answers(healthy=False, reason="http://127.0.0.1/healthz answers 500")
     code, out, _, seconds = fleet.run("--machine", "night", night="answers")
-    assert (code, "UNHEALTHY" in out, seconds < 20) == (1, True, True)
+    assert (code, "UNHEALTHY" in out, seconds < 10) == (1, True, True)
     assert "http://127.0.0.1/healthz answers 500; see `deploy_machine.py status` there" in " ".join(out.split())
     assert len((fleet.home / "asked").read_text().splitlines()) == 2
 
@@ -127,13 +127,9 @@ print('{{"schema": 1, "machine": "x", "commit": "{COMMIT}", "healthy": true, "si
 def test_one_that_takes_too_long_or_says_too_much_is_cut_off(fleet: Fleet) -> None:
     fleet.answers("import time; time.sleep(60)")
     code, out, _, seconds = fleet.run("--json", "--machine", "night", night="answers")
-    assert (code, states(out), seconds < 20) == (
-        1,
-        {"night": "unknown"},
-        True,
-    )  # cut off at 8; others have the processors
+    assert (code, states(out), seconds < 10) == (1, {"night": "unknown"}, True)
     fleet.answers("while True: print('x' * 1_000_000)")
-    assert fleet.run("--machine", "night", night="answers")[3] < 20
+    assert fleet.run("--machine", "night", night="answers")[3] < 10
 
 
 def test_what_a_machine_says_reaches_no_terminal(fleet: Fleet) -> None:
