@@ -273,8 +273,8 @@ def what_changed(machine: host.Machine, release: releases.Release) -> str:
     """
     made_with: dict[str, str] = release.meta.get("made_with", {})
     now = tools.look(machine, [*made_with], release.settings().python)
-    mine = [tree for tree in releases.kept_trees(machine) if tree.path.name in release.meta.get("envs", [])]
-    read = {name: value for tree in mine for name, value in tree.seen.items() if name.startswith(inputs.SHARED)}
+    seen = [pair for tree in releases.kept_of(machine, release) for pair in tree.seen.items()]
+    read = {name: value for name, value in seen if name.startswith(inputs.SHARED)}
     present = {name: inputs.shared_value(machine.shared, name) for name in read}
     return inputs.changes({**made_with, **read}, {**now, **present})
 

@@ -143,13 +143,22 @@ class Kept(NamedTuple):
 
 def kept_trees(machine: host.Machine) -> list[Kept]:
     """All that is complete, the last made first."""
-    found = []
-    for path in sorted(machine.kept.iterdir(), key=lambda path: path.name[-16:], reverse=True):
-        mark, parts = files.read_json(path / KEPT_MARK), path.name.rsplit("-", 2)
-        if mark and len(parts) == 3:
-            inputs = dict(mark.get("fingerprint") or {}), dict(mark.get("seen") or {}), list(mark.get("left") or [])
-            found.append(Kept(path, parts[0], parts[1], *inputs, str(mark.get("use", NOTE)), int(mark.get("bytes", 0))))
-    return found
+    paths = sorted(machine.kept.iterdir(), key=lambda path: path.name[-16:], reverse=True)
+    return [*filter(None, map(read_kept, paths))]
+
+
+def kept_of(machine: host.Machine, release: Release) -> list[Kept]:
+    """What is kept of the steps of a release."""
+    return [*filter(None, (read_kept(machine.kept / name) for name in release.meta.get("envs", [])))]
+
+
+def read_kept(path: Path) -> Kept | None:
+    """What is kept there, if it is complete."""
+    mark, parts = files.read_json(path / KEPT_MARK), path.name.rsplit("-", 2)
+    if not mark or len(parts) != 3:
+        return None
+    inputs = dict(mark.get("fingerprint") or {}), dict(mark.get("seen") or {}), list(mark.get("left") or [])
+    return Kept(path, parts[0], parts[1], *inputs, str(mark.get("use", NOTE)), int(mark.get("bytes", 0)))
 
 
 def new_kept(machine: host.Machine, step: config.Step, key: str) -> Path:
