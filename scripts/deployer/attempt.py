@@ -13,6 +13,7 @@ from typing import Any, Callable
 from deployer import (
     VERSION,
     draining,
+    drift,
     errors,
     files,
     health,
@@ -25,6 +26,7 @@ from deployer import (
     mirror,
     releases,
     run,
+    services,
     slots,
     switching,
     tools,
@@ -171,6 +173,9 @@ def with_warnings(progress: memory.Progress, outcome: memory.Outcome) -> memory.
     machine, request = progress.machine, progress.request
     current = releases.current(machine)
     progress.installed = installed.warnings(machine, current)
+    with contextlib.suppress(errors.DeployError, OSError):  # told where the services themselves are looked at
+        units = slots.units_of(machine, current) if current and machine.owns_services else []
+        progress.installed += drift.unread(services.states_of(units))
     for warning in progress.installed:
         log.warning(warning)
     chosen = request.commit or request.force or request.command == "rollback"  # else it is the branch's newest

@@ -131,6 +131,12 @@ def of_units(states: Mapping[str, Mapping[str, str]]) -> list[Found]:
     return [Found("reload", unit) for unit, state in states.items() if state.get("NeedDaemonReload") == "yes"]
 
 
+def unread(states: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The same for a deploy's warnings: what it starts is what systemd has read, not what the file says."""
+    names = ", ".join(found.name for found in of_units(states))
+    return [f"{names}: changed since systemd has read it: as root, systemctl daemon-reload"] if names else []
+
+
 def of_settings(
     machine: host.Machine, release: releases.Release, states: Mapping[str, Mapping[str, str]], deployed: float
 ) -> list[Found]:

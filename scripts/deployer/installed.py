@@ -12,23 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deployer import errors, files, host, releases, services, slots
+from deployer import files, host, releases
 
 LIBRARY = Path("/usr/local/lib/deploy-machine")  # root's; of one of several applications, a folder in there
 RUN = "run setup_machine.py of that commit"
 
 
 def warnings(machine: host.Machine, current: releases.Release | None, library: Path = LIBRARY) -> list[str]:
-    """A line for what differs, and one for what systemd has not read yet; none where setup has left no record."""
+    """A line for what differs; none where setup has left no record."""
     installed = record(machine, library)
     if not current or not installed:
         return []
     names = sorted({Path(path).name for path in differing(current, installed)})
-    told = [f"{', '.join(names)} differ{'s' * (len(names) == 1)} from the commit's: {RUN}"] if names else []
-    stale = [unit for unit, state in states(machine, current).items() if state.get("NeedDaemonReload") == "yes"]
-    return told + [f"{', '.join(stale)}: changed since systemd has read it: as root, systemctl daemon-reload"] * any(
-        stale
-    )
+    return [f"{', '.join(names)} differ{'s' * (len(names) == 1)} from the commit's: {RUN}"] if names else []
 
 
 def record(machine: host.Machine, library: Path) -> dict[str, Any]:
@@ -57,10 +53,3 @@ def digest(path: Path) -> str:
     return hashlib.sha256(
         files.read_text(path, errors="surrogateescape").encode("utf-8", "surrogateescape")
     ).hexdigest()
-
-
-def states(machine: host.Machine, current: releases.Release) -> dict[str, services.UnitState]:
-    try:
-        return services.states_of(slots.units_of(machine, current))
-    except (errors.DeployError, OSError):  # told where the services themselves are looked at
-        return {}
