@@ -15,7 +15,7 @@ FRONTEND_HOST; DEPLOY_SSH_KEY, the private key; DEPLOY_KNOWN_HOSTS, the machines
 keys are always checked. Nothing of the runner's own ssh configuration is read, and the key is
 only ever in an ssh-agent that ends with this process.
 
-It needs Python 3.9 or newer, OpenSSH's client and, beside it, github.py, deploy_machine.py and deployer/.
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, github.py, scout.py, deploy_machine.py and deployer/.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ from pathlib import Path
 from typing import IO, Any, Callable, NoReturn
 
 import github
+import scout
 from deployer import carrier, errors
 
 SCRIPTS = Path(__file__).resolve().parent
 SSH_FAILED = 255  # ssh's own failure; no program on the machine ends with it
 
-CONNECT_TIMEOUT = 5.0  # seconds; a machine that is off costs this twice, and a second in between
-PAUSES = (1.0, 2.0, 5.0)  # seconds before it is tried once more; one that is off gets the first one only
+CONNECT_TIMEOUT = 10.0  # seconds for ssh's handshake; whether anybody is there at all is known earlier (scout.py)
+PAUSES = (1.0, 2.0, 5.0)  # seconds before it is tried once more; one that refuses gets the first one only
 DROPPED_TIMEOUT = 30.0  # seconds after which one that drops its connections is tried no more
 BEGIN_TIMEOUT = 180.0  # seconds until the script must have begun there: the loader ends itself after 120
 STATUS_TIMEOUT = 60.0  # seconds for the answer to a question
@@ -107,6 +108,7 @@ class Evidence:
     code: int  # of ssh: the remote command's, or 255
     ssh_log: str = ""  # what ssh itself said
     is_stalled: bool = False  # nothing had begun within its time, and so the connection was ended
+    is_absent: bool = False  # nobody took a connection, and so ssh was ended
     started: str = ""  # the machine's time when the script began there; empty if it did not
     result: Mapping[str, Any] | None = None  # what the script printed as its result
     last_words: str = ""  # the last line of its log
@@ -123,6 +125,8 @@ def classify(evidence: Evidence, host_secret: str = "HOST") -> tuple[str, str]:
         return ("answered", "") if known else ("failed", "its answer is of another kind than this script knows")
     if evidence.started:
         return ("lost", "") if evidence.code == SSH_FAILED else ("failed", ended_without_result(evidence))
+    if evidence.is_absent:
+        return "offline", f"it does not answer: nobody took a connection within {scout.WITHIN:g} s"
     if evidence.is_stalled:
         return "failed", f"it answers, but nothing began there within {BEGIN_TIMEOUT:g} s: look at its load and disks"
     if evidence.code != SSH_FAILED:
@@ -208,6 +212,7 @@ class Ssh:
         self.target = target
         self.secret = f"{github.prefix(options.machine)}_HOST"
         self.env = env
+        self.is_direct = scout.is_direct(options.ssh_option or [])
         self.log = directory / "ssh.log"
         self.process: subprocess.Popen[bytes] | None = None
         pinned = directory / "known_hosts"
@@ -242,8 +247,21 @@ class Ssh:
     ) -> Evidence:
         """Run one command there. Its stderr goes line by line to `on_line`; its stdout is taken apart.
 
-        If in `patience` seconds it has neither ended nor said that it begins, the connection is ended.
+        If in `patience` seconds it has neither ended nor said that it begins, the connection is ended; much earlier if
+        nobody is there.
         """
+        looks = scout.Scout(self.target.host, self.target.port, self.end)
+        with looks if self.is_direct else contextlib.nullcontext():
+            return self.follow(command, stdin, on_line, patience, looks)
+
+    def follow(
+        self,
+        command: Sequence[str],
+        stdin: bytes,
+        on_line: Callable[[str], None],
+        patience: float,
+        looks: scout.Scout,
+    ) -> Evidence:
         self.log.write_text("", encoding="utf-8")
         self.process = process = subprocess.Popen(
             [*self.argv, shlex.join(command)],
@@ -269,6 +287,7 @@ class Ssh:
             for line, is_whole in github.bounded_lines(process.stdout, github.LINE_BYTES):
                 if line.startswith(carrier.MARKER) and not started:
                     watchdog.cancel()
+                    looks.is_over.set()
                     started = line[len(carrier.MARKER) :][:40].strip()
                 else:
                     result = github.parse_result(line, is_whole) or result
@@ -279,7 +298,8 @@ class Ssh:
         log.join(5)
         with open(self.log, encoding="utf-8", errors="replace") as file:
             ssh_log = discreet(file.read(SSH_LOG), self.target.host, self.secret)
-        return Evidence(code, ssh_log, stalled.is_set() and not started, started, result, last[0])
+        is_stalled, is_absent = (found and not started for found in (stalled.is_set(), looks.is_absent))
+        return Evidence(code, ssh_log, is_stalled, is_absent, started, result, last[0])
 
     def end(self) -> None:
         """End the connection; what runs on the machine goes on."""
@@ -439,7 +459,7 @@ class Push:
         return self.own_result("failed", "lost: the connection ended twice before anything had begun there")
 
     def connect(self, ssh: Ssh, command: Sequence[str], archive: bytes, host_secret: str) -> tuple[Evidence, str, str]:
-        """Push; once more if it does not answer, a few times if it drops the connection."""
+        """Push; once more if it refuses, a few times if it drops the connection."""
         began = time.monotonic()
         seen: list[str] = []
         for pause in (*PAUSES, None):
@@ -448,7 +468,8 @@ class Push:
                 evidence = ssh.run(command, archive, on_line)
             kind, message = classify(evidence, host_secret)
             seen.append(kind)
-            is_over = seen.count("offline") == 2 or time.monotonic() - began > DROPPED_TIMEOUT
+            most = scout.WITHIN / 2 if kind == "offline" else DROPPED_TIMEOUT  # a silence has been waited for by then
+            is_over = seen.count("offline") == 2 or time.monotonic() - began > most
             if kind not in ("offline", "dropped") or pause is None or is_over:
                 break
             if kind == "dropped":
@@ -574,7 +595,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help="default: $NAME_HOST")
     parser.add_argument("--user", help="default: $NAME_USER")
-    parser.add_argument("--connect-timeout", type=seconds, default=CONNECT_TIMEOUT, metavar="S", help="default: 5")
+    parser.add_argument("--connect-timeout", type=seconds, default=CONNECT_TIMEOUT, metavar="S", help="default: 10")
     parser.add_argument(
         "--reconnect-timeout", type=seconds, default=RECONNECT_TIMEOUT, metavar="S", help="after a loss; default: 600"
     )

@@ -269,9 +269,9 @@ def test_state_and_history(folder: Path, state: str, history: list[str], last: s
 def test_an_answer_of_a_machine(line: str, code: int, ssh_log: str, started: str, last_words: str) -> None:
     """From a line on stdout to what people and GitHub see."""
     result = github.parse_result(line)
-    evidence = push_deploy.Evidence(code, ssh_log, started, result, last_words)
+    evidence = push_deploy.Evidence(code, ssh_log, started=started, result=result, last_words=last_words)
     kind, message = push_deploy.classify(evidence, "WEB_HOST")
-    assert kind in ("answered", "lost", "offline", "failed")
+    assert kind in ("answered", "lost", "offline", "dropped", "failed")
     push_deploy.find_own(result.get("attempts") if result else None, started)
     if kind != "answered":
         result = {"schema": 1, "outcome": "failed", "message": message}

@@ -28,6 +28,7 @@ open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru
 sys.exit(code)
 """
 BANNER = b"SSH-2.0-OpenSSH_9.9\r\n"
+RESULT = '{"schema": 1, "outcome": "deployed", "message": "fine", "trigger": "cd"}'
 
 
 class Pushed(NamedTuple):
@@ -170,10 +171,51 @@ def test_one_that_goes_off_while_it_is_tried_is_offline(runner: Runner) -> None:
     assert "Connection refused" in pushed.result["message"]
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[socket.socket]:
+    """A server at which nobody takes a connection, as of a machine that is off: the queue in front of it is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, socket.create_connection(server.getsockname()):
+        yield server
+
+
+def test_one_that_is_silent_is_told_as_offline_within_four_seconds(runner: Runner) -> None:
+    with silent() as server:
+        begin = time.monotonic()
+        pushed = runner.push(f"127.0.0.1:{server.getsockname()[1]}")
+        seconds = time.monotonic() - begin
+    assert (pushed.code, pushed.result["outcome"]) == (69, "offline")
+    assert pushed.result["message"] == "it does not answer: nobody took a connection within 4 s"
+    assert pushed.log.count("connecting") == 1
+    assert seconds < 5.5, "with some time for the programs themselves to start"
+
+
+def begins_late(runner: Runner) -> None:
+    runner.far_side(f"""\
+        import time
+        time.sleep(5)
+        print({MARKER!r}, flush=True)
+        print({RESULT!r})
+        """)
+
+
+def test_one_that_takes_a_connection_late_has_its_time(runner: Runner) -> None:
+    begins_late(runner)
+    with silent() as server:
+        threading.Timer(2.5, server.accept).start()  # the queue has room again
+        pushed = runner.push(f"127.0.0.1:{server.getsockname()[1]}")
+    assert (pushed.code, pushed.result["outcome"]) == (0, "deployed"), pushed.log
+
+
+def test_one_that_is_reached_through_another_is_not_looked_for_directly(runner: Runner) -> None:
+    begins_late(runner)
+    with silent() as server:
+        pushed = runner.push(f"127.0.0.1:{server.getsockname()[1]}", "--ssh-option", "ProxyJump=bastion")
+    assert pushed.result["outcome"] == "deployed", pushed.log
+
+
 # --- a machine that says too much -----------------------------------------------------------------------
 
 GIGABYTE = 1_000_000_000
-RESULT = '{"schema": 1, "outcome": "deployed", "message": "fine", "trigger": "cd"}'
 
 
 @pytest.mark.slow

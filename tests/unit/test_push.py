@@ -43,6 +43,8 @@ CLOSED = "Connection closed by remote host"
         (Evidence(255, "Read from remote host h: Connection timed out"), "dropped", "Read from"),
         (Evidence(255, "Received disconnect from h port 22:2: Connection refused"), "dropped", "Received disconnect"),
         (Evidence(255, is_stalled=True), "failed", "nothing began there within 180 s"),
+        (Evidence(255, is_absent=True), "offline", "nobody took a connection within 4 s"),
+        (Evidence(255, is_absent=True, result=RESULT), "answered", ""),
         (Evidence(0, started="2026", result={"schema": 1, "outcome": "offline"}), "failed", "of another kind"),
         (Evidence(255, "ssh: connect to host h port 22: Network is unreachable"), "offline", "unreachable"),
         (
