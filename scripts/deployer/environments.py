@@ -1,82 +1,161 @@
-"""Virtual environments: made at their final place, from a copy of the nearest one if that helps."""
+"""Virtual environments: made at their final place, beginning with what the nearest one has, if that helps.
+
+A finished environment's files are read-only, so that the next one can begin with links to them: removing one and making
+one in its place changes nothing elsewhere, and whoever writes into one in place is refused by the kernel. Such a step
+is repeated from nothing, and begins with a copy from then on. So it does where the kernel refuses nothing (root), or
+where the file system shares what is the same by itself.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple
 from urllib.parse import quote
 
 from deployer import commands, errors, files, log, releases, run, steps
 
+MANY = 500  # modules
 Run = Callable[[], tuple[dict[str, str], list[str]]]  # runs the step: what it depends on, and what it left
 
 
 def make(site: commands.Site, decision: steps.Decision, note: releases.Kept, run_step: Run) -> releases.Kept:
-    """Make a virtual environment at its final place, from a copy of the nearest one if that helps."""
-    if decision.nearest:
+    """Make a virtual environment at its final place, beginning with what the nearest one has, if that helps."""
+    nearest = releases.read_kept(decision.nearest) if decision.nearest else None
+    is_refused = False
+    if nearest:
+        links = bool(nearest.links) and may_link(nearest.path, note.path)
         try:
-            return fill(site, decision, note, run_step, decision.nearest)
+            kept = fill(site, decision, note, run_step, Start(nearest, links))
+            return finished(kept, stays_apart=nearest.links is False)
         except errors.CommandError as error:
             if files.disk_full(error):
                 raise
-            log.warning(f"  the copy could not be used ({error}); building it fresh")
-    return fill(site, decision, note, run_step, None)
+            log.warning(f"  {nearest.path.name} could not be begun with ({error}); building it fresh")
+            is_refused = links
+    return finished(fill(site, decision, note, run_step, None), stays_apart=is_refused)
+
+
+class Start(NamedTuple):
+    """What an environment begins with: all that the nearest one has, by links to its files or as a copy."""
+
+    nearest: releases.Kept
+    links: bool
+
+
+def may_link(nearest: Path, place: Path) -> bool:
+    """Whether the kernel guards files that are shared, and the file system does not share them by itself."""
+    if os.access(nearest / ".venv/pyvenv.cfg", os.W_OK):
+        return False
+    probe = place / ".probe"
+    copied = run.command(["cp", "--reflink=always", str(nearest / ".venv/pyvenv.cfg"), str(probe)], check=False)
+    files.remove(probe)
+    return copied.code != 0
+
+
+def finished(kept: releases.Kept, stays_apart: bool) -> releases.Kept:
+    """Take the right to write from its files, so that others may share them, unless its step writes into them."""
+    if not stays_apart:
+        for entry in files_of(kept.path / ".venv"):
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if mode & 0o222:
+                os.chmod(entry.path, mode & 0o7555)
+    return kept._replace(links=not stays_apart)
 
 
 def fill(
-    site: commands.Site, decision: steps.Decision, note: releases.Kept, run_step: Run, nearest: Path | None
+    site: commands.Site, decision: steps.Decision, note: releases.Kept, run_step: Run, start: Start | None
 ) -> releases.Kept:
-    """Make the virtual environment, empty or as a copy of the one in `nearest`, and run the step in it."""
+    """Make the virtual environment, empty or with what another one has, and run the step in it."""
     step, venv = decision.step, note.path / ".venv"
     files.remove(venv)
-    if nearest:
-        log.info(f"  starting from a copy of {nearest.name}")
-        # a copy, never hard links: installers write into files in place
-        run.command(["cp", "-a", "--reflink=auto", str(nearest / ".venv"), str(venv)], timeout=step.timeout)
-        relocate(venv, str(nearest / ".venv"), str(venv))
+    if start:
+        begin_with(start, venv, step.timeout)
         forget_packages_of(venv, site.machine.releases)
     else:
         pip = [] if "pip" in step.run else ["--without-pip"]
         run.command([site.commit.settings.python, "-m", "venv", *pip, str(venv)], timeout=step.timeout)
     releases.link_kept(site.release, step, note.path)
-    began = time.time()
+    before = look(venv) if start else {}
     seen, left = run_step()
-    if nearest and names_release(venv, site.machine.releases, but=site.release.path):
+    if start and names_release(venv, site.machine.releases, but=site.release.path):
         raise errors.CommandError("something in it still leads to another release")
-    if nearest:
-        forget_compiled(venv, began)
-    compile_venv(venv, few=bool(nearest), timeout=step.timeout)
+    after = look(venv)
+    if start and start.links:
+        see_untouched(start.nearest, before, after)
+    compile_modules(venv, [path for path in after if before.get(path) != after[path]], bool(start), step.timeout)
     is_own = names_release(venv, site.release.path)
     if is_own:
         log.info("  packages of the repository are in it: it belongs to this release")
     return note._replace(seen=seen, left=left, use=releases.OWN if is_own else releases.ANY)
 
 
-def compile_venv(venv: Path, few: bool, timeout: float) -> None:
-    """Compile it now: services may not write there, and would else compile at every start.
+def begin_with(start: Start, venv: Path, timeout: float) -> None:
+    """Give an environment all that another one has. Raises CommandError."""
+    old = start.nearest.path / ".venv"
+    log.info(f"  starting from {'links to' if start.links else 'a copy of'} {start.nearest.path.name}")
+    how = ["--link"] if start.links else ["--reflink=auto"]
+    run.command(["cp", "-a", *how, str(old), str(venv)], timeout=timeout)
+    relocate(venv, str(old), str(venv))
 
-    few: most of it is compiled already; the start of more workers would take longer than that.
+
+def files_of(top: str | Path) -> Iterator[os.DirEntry[str]]:
+    """The regular files below a folder."""
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from files_of(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                yield entry
+
+
+class State(NamedTuple):
+    """What tells whether a file was replaced, or written into."""
+
+    inode: int
+    changed: int  # its ctime, which nobody can set
+
+
+def look(venv: Path) -> dict[str, State]:
+    """The state of each file."""
+    found = {}
+    for entry in files_of(venv):
+        about = entry.stat(follow_symlinks=False)
+        found[entry.path] = State(about.st_ino, about.st_ctime_ns)
+    return found
+
+
+def see_untouched(nearest: releases.Kept, before: Mapping[str, State], after: Mapping[str, State]) -> None:
+    """See that the step changed no file that it shared: that takes a step that gives itself the right to.
+
+    Raises CommandError; nothing else will begin with the other environment then.
     """
-    workers = "1" if few else "0"  # 0: one for each processor
-    argv = [f"{venv}/bin/python", "-m", "compileall", "-q", "-j", workers, f"{venv}/lib"]
+    for path, state in after.items():
+        old = before.get(path)
+        if old and old.inode == state.inode and old != state:
+            releases.distrust(nearest)
+            raise errors.CommandError(f"it changed {path}, which is a file of other environments, too")
+
+
+def compile_modules(venv: Path, changed: Sequence[str], anew: bool, timeout: float) -> None:
+    """Compile now what is new: services may not write there, and would else compile at every start.
+
+    anew: also where something compiled is there. Python takes it for that of a source of the same size and second, and
+    not every installer removes it (`VERSION = "1"`, `VERSION = "2"`).
+    """
+    top = f"{venv}/lib/"
+    modules = [path for path in changed if path.startswith(top) and path.endswith(".py") and "\n" not in path]
+    if not modules:
+        return
+    listed = venv / ".modules"
+    listed.write_text("".join(f"{path}\n" for path in modules))
+    # for few, the start of more workers would take longer than they spare; 0: one for each processor
+    how = [*(["-f"] if anew else []), "-j", "0" if len(modules) > MANY else "1"]
+    argv = [f"{venv}/bin/python", "-m", "compileall", "-q", *how, "-i", str(listed)]
     run.command(argv, timeout=timeout, check=False)
-
-
-def forget_compiled(venv: Path, since: float) -> None:
-    """Remove what was compiled of modules that were replaced since then, as not every installer does.
-
-    Python takes a compiled module for that of a source of the same size and second: `VERSION = "1"`, `VERSION = "2"`.
-    """
-    for folder, _, names in os.walk(venv / "lib"):
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.endswith(".py") and os.lstat(path).st_ctime > since - 0.1:
-                for compiled in Path(folder, "__pycache__").glob(f"{name[:-3]}.*.pyc"):
-                    compiled.unlink()
+    listed.unlink()
 
 
 def relocate(venv: Path, old: str, new: str) -> None:
@@ -85,7 +164,15 @@ def relocate(venv: Path, old: str, new: str) -> None:
         if path.is_file() and not path.is_symlink():
             data = path.read_bytes()
             if old.encode() in data:
-                path.write_bytes(data.replace(old.encode(), new.encode()))
+                replace(path, data.replace(old.encode(), new.encode()))
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put another file in the place of one, whose other names keep what they have."""
+    mode = path.stat().st_mode & 0o7777
+    path.unlink()
+    path.write_bytes(data)
+    path.chmod(mode)
 
 
 # --- what leads into the release that it was made in

@@ -115,8 +115,12 @@ def remove(path: Path) -> None:
     elif path.exists():
         try:
             shutil.rmtree(path)
-        except PermissionError:  # a step made directories read-only
-            run.command(["chmod", "-R", "u+rwX", str(path)])
+        except PermissionError:  # a step made directories read-only; files may be those of other trees, too
+            os.chmod(path, 0o700)
+            for folder, folders, _ in os.walk(path):
+                for name in (os.path.join(folder, name) for name in folders):
+                    if not os.path.islink(name):
+                        os.chmod(name, 0o700)
             shutil.rmtree(path)
 
 

@@ -139,6 +139,7 @@ class Kept(NamedTuple):
     left: Sequence[str]  # paths that it left in the release without providing them
     use: str  # any release may take it over; only its own one; or it is but a note that the step was done
     bytes: int  # that it took
+    links: bool | None = None  # its files are read-only, and others may share them; None: of a version without that
 
 
 def kept_trees(machine: host.Machine) -> list[Kept]:
@@ -158,7 +159,8 @@ def read_kept(path: Path) -> Kept | None:
     if not mark or len(parts) != 3:
         return None
     inputs = dict(mark.get("fingerprint") or {}), dict(mark.get("seen") or {}), list(mark.get("left") or [])
-    return Kept(path, parts[0], parts[1], *inputs, str(mark.get("use", NOTE)), int(mark.get("bytes", 0)))
+    size, links = int(mark.get("bytes", 0)), mark.get("links")
+    return Kept(path, parts[0], parts[1], *inputs, str(mark.get("use", NOTE)), size, links)
 
 
 def new_kept(machine: host.Machine, step: config.Step, key: str) -> Path:
@@ -177,9 +179,15 @@ def mark_complete(kept: Kept, free_before: int) -> None:
     is_tree = kept.use != NOTE
     if is_tree:
         files.sync_all(kept.path)
-    about = {name: getattr(kept, name) for name in ("fingerprint", "seen", "left", "use")}
+    about = {name: getattr(kept, name) for name in ("fingerprint", "seen", "left", "use", "links")}
     size = max(0, free_before - files.free_bytes(kept.path)) if is_tree else 0
     files.write_json(kept.path / KEPT_MARK, {**about, "made": files.now(), "bytes": size})
+
+
+def distrust(kept: Kept) -> None:
+    """Let no other release take over what is kept there, nor begin with it; what leads there already goes on."""
+    mark = files.read_json(kept.path / KEPT_MARK) or {}
+    files.write_json(kept.path / KEPT_MARK, {**mark, "use": OWN, "fingerprint": {}})
 
 
 def link_kept(release: Release, step: config.Step, kept: Path) -> None:

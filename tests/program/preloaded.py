@@ -44,8 +44,13 @@ def run(arguments: Sequence[str], env: Mapping[str, str], patch: str = "") -> tu
 
 @functools.cache
 def running_server() -> Any:
-    """One for each process that runs tests; it ends with its stdin."""
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """One for each process that runs tests; it ends with its stdin.
+
+    deploy is not root: what is read-only must be so for the script and its steps, also where tests are run by root.
+    """
+    guarded = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    argv = [*guarded, sys.executable, __file__]
+    server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(server.communicate)
     return server
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -597,22 +598,54 @@ def test_assets_of_an_unhealthy_release_stay_reachable_too(app: App) -> None:
     assert app.git("hash-object", "code.py") in assets(app)
 
 
-def test_a_module_of_the_same_size_and_second_is_compiled_again(app: App) -> None:
-    """In a copy of an environment; not every installer removes what was compiled of a module that it replaces."""
-    module = "$(ls -d .venv/lib/python*/site-packages)/alpha.py"
-    install = f'cp "$(cat version)" "{module}" && touch -d @1700000000 "{module}"'
+ALPHA = "$(ls -d .venv/lib/python*/site-packages)/alpha.py"
+
+
+def deploy_versions(app: App, install: str) -> Iterator[tuple[str, str]]:
+    """Deploy versions one, two and three of a module that somebody's own program installs; version and log of each.
+
+    All are of the same size and second, and not every installer removes what was compiled: it is compiled again.
+    """
     step = "[deploy]\nshared =\n[step python]\ninputs = version\nprovides = .venv\nrun = pip-sync\n[role web]\n"
     program = app.root.parent / ".local/bin/pip-sync"  # one that is known to remove the rest
     program.parent.mkdir(parents=True)
-    program.write_text(f"#!/bin/sh\n{install}\n")
+    program.write_text(f'#!/bin/sh\n{install} && touch -d @1700000000 "{ALPHA}"\n')
     program.chmod(0o755)
-    files = {"deploy.ini": step, "one": "VALUE = 1\n", "two": "VALUE = 2\n", "version": "one"}
-    for version in ("one", "two"):
-        app.commit({**files, "version": version})
+    values = {"one": "1", "two": "2", "three": "3"}
+    for version, value in values.items():
+        app.commit({"deploy.ini": step, "version": version, "module": f"VALUE = {value}\n"})
         log = app.deploy().log
-        value = subprocess.check_output([app.current / ".venv/bin/python", "-c", "import alpha; print(alpha.VALUE)"])
-        assert value == {"one": b"1\n", "two": b"2\n"}[version]
-    assert "starting from a copy" in log
+        assert alpha(app.current.resolve()) == value
+        yield version, log
+
+
+def alpha(release: Path) -> str:
+    python = release / ".venv/bin/python"
+    return subprocess.check_output([python, "-c", "import alpha; print(alpha.VALUE)"], text=True).strip()
+
+
+def test_an_environment_begins_with_links_to_the_files_of_the_last_one(app: App) -> None:
+    for version, log in deploy_versions(app, f'cp --remove-destination module "{ALPHA}"'):
+        assert ("starting from links to python-" in log) == (version != "one")
+    assert [alpha(release) for release in sorted((app.root / "releases").iterdir())] == ["1", "2", "3"]
+    same = {(path / ".venv/bin/activate.csh").stat().st_ino for path in (app.root / "releases").iterdir()}
+    assert len(same) == 3, "it names its environment"
+    (module,) = (app.current / ".venv/lib").glob("python*/site-packages/alpha.py")
+    assert not module.stat().st_mode & 0o222
+
+
+def test_a_step_that_writes_into_files_gets_a_copy(app: App) -> None:
+    said = dict(deploy_versions(app, f'cp module "{ALPHA}"'))
+    assert "could not be begun with" in said["two"] and "building it fresh" in said["two"]
+    assert "starting from a copy of python-" in said["three"]
+    assert [alpha(release) for release in sorted((app.root / "releases").iterdir())] == ["1", "2", "3"]
+
+
+def test_a_step_that_gives_itself_the_right_to_write_is_seen(app: App) -> None:
+    said = dict(deploy_versions(app, f'chmod -f u+w "{ALPHA}"; cp module "{ALPHA}"'))
+    assert "alpha.py, which is a file of other environments, too" in said["two"]
+    assert "starting from a copy of python-" in said["three"]
+    assert alpha(app.current.resolve()) == "3"
 
 
 def test_what_is_a_folder_in_one_release_may_be_a_file_in_the_next(app: App) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import random
 from pathlib import Path
 
 import pytest
@@ -195,3 +198,48 @@ def test_another_package_manager(app: Shaped) -> None:
     app.change({"Pipfile": pipfile(local), **toolbox.module("x", "second")}, "pipenv lock")
     assert app.says("x") == "second"
     assert not is_there(app, "beta"), "pipenv removes nothing, so it must not begin with what was there"
+
+
+# --- environments share files, and none changes in another
+
+
+UPDATES = int(os.environ.get("DEPLOY_MACHINE_UPDATES", "4"))  # of each tool
+
+
+def draw(tool: str, chance: random.Random) -> tuple[Files, list[str]]:
+    """What a commit changes, by chance, and what its developer runs: packages come, go and get other versions."""
+    versions = {name: chance.choice(["1.0", "2.0", ""]) for name in ("alpha", "beta", "gamma")}
+    wanted = {name: version for name, version in versions.items() if version}
+    if tool == "pip":  # it removes nothing, so it updates only what belongs to one release and is the same in the next
+        return {"requirements.txt": "alpha\n-e ./libs/x\n", **toolbox.library("x", "first")}, []
+    if tool == "uv":
+        return {"pyproject.toml": project(", ".join(f'"{name}=={wanted[name]}"' for name in wanted))}, ["uv lock -q"]
+    paths = [f'{name} = {{path = "wheels/{name}-{wanted[name]}-py3-none-any.whl"}}' for name in wanted]
+    return {"pyproject.toml": poetry_project("\n".join(paths))}, ["poetry lock"]
+
+
+def content(top: Path) -> str:
+    """All that is in a folder, times and modes included, as a digest."""
+    found = hashlib.sha256()
+    for path in sorted(top.rglob("*")):
+        about = path.lstat()
+        found.update(f"{path} {about.st_mode:o} {about.st_size} {about.st_mtime_ns}\n".encode())
+        if path.is_file():
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("tool", ["pip", "poetry", "uv"])
+def test_a_finished_environment_stays_as_it_is(app: Shaped, tool: str) -> None:
+    wheels(app.wheels)
+    wheels(app.origin / "wheels")
+    chance, known, links = random.Random(tool), dict[Path, str](), 0
+    for number in range(UPDATES):
+        files, lines = draw(tool, chance)
+        done = app.change({**files, "deploy.ini": "[deploy]\nkeep = 3\nshared =\n", "number": f"{number}\n"}, *lines)
+        links += done.log.count("starting from links to python")
+        assert "building it fresh" not in done.log
+        for venv, digest in known.items():
+            assert not venv.exists() or content(venv) == digest, f"update {number} changed {venv}"
+        known = {venv: content(venv) for venv in app.root.glob("envs/python*/.venv")}
+    assert links > UPDATES // 2, "else this has shown nothing"
