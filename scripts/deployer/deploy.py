@@ -206,8 +206,9 @@ def fetch(progress: memory.Progress, source: mirror.Mirror) -> str:
                 raise errors.DeployError(f"{problem} after {machine.fetch_timeout:g} s")
         except errors.Unreachable as error:
             problem = str(error)
-            # a person or a runner waits, and can try again; a boot has nobody who would
-            if time.monotonic() + pause >= deadline or (not progress.request.is_boot and tries >= 3):
+            # a person or a runner waits, and can try again; a boot has nobody who would, and goes on by itself
+            is_enough = not host.has_link() if progress.request.is_boot else tries >= 3
+            if time.monotonic() + pause >= deadline or is_enough:
                 raise
         log.info(f"  {problem}; trying again in {pause:g} s")
         log.progress(f"{problem}; trying again")

@@ -211,3 +211,13 @@ def owner_of(path: Path) -> str:
         return path.owner()
     except KeyError:
         return f"#{path.stat().st_uid}"
+
+
+def has_link(proc: Path = Path("/proc/net")) -> bool:
+    """Whether this machine has a network at all: a route over anything but itself. True if that cannot be told."""
+    try:
+        four = [line.split()[0] for line in (proc / "route").read_text().splitlines()[1:]]
+        six = [line.split()[-1] for line in (proc / "ipv6_route").read_text().splitlines()]
+    except (OSError, IndexError):
+        return True
+    return any(device != "lo" for device in [*four, *six])

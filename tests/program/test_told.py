@@ -8,14 +8,16 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from small_app import DEPLOY_INI, App
+from small_app import DEPLOY_INI, SCRIPT, App
 
 
 class Webhook:
@@ -108,6 +110,37 @@ def test_a_repository_out_of_reach_is_told_once_and_when_that_is_over(app: App, 
     first, second = webhook.texts()
     assert "unreachable at boot" in first
     assert "the repository answers again" in second
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_boot_without_any_network_waits_for_none(app: App, is_there: bool) -> None:
+    app.deploy()
+    app.origin.rename(app.origin.with_name("away"))
+    patch = f"""
+        import time
+        def sleep(seconds, real=time.sleep):
+            if seconds == 5:  # behind the services
+                os.rename({str(app.origin.with_name("away"))!r}, {str(app.origin)!r})
+            real(0.1)
+        time.sleep = sleep
+        host.has_link = lambda: {is_there}
+    """
+    done = app.run(*BOOT, "--fetch-timeout", "4", patch=patch)
+    tries = done.log.partition("unreachable: ")[0].count("trying again in ")
+    assert (tries > 0, done.result["outcome"]) == (is_there, "unchanged"), done.log
+
+
+def test_whether_there_is_a_network(tmp_path: Path) -> None:
+    apart = ["unshare", "--net", *(["--map-root-user"] if os.geteuid() else [])]
+    asks = [sys.executable, "-c", "from deployer import host; print(host.has_link())"]
+    env = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    assert subprocess.check_output([*apart, *asks], env=env) == b"False\n"
+    (tmp_path / "route").write_text("Iface\tDestination\n")
+    (tmp_path / "ipv6_route").write_text(
+        f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} ffffffff 00000001 00000000 00200200 eth0\n"
+    )
+    asks[-1] = f"import pathlib; from deployer import host; print(host.has_link(pathlib.Path({str(tmp_path)!r})))"
+    assert subprocess.check_output(asks, env=env) == b"True\n"
 
 
 @pytest.mark.parametrize("how", ["drips", "never answers"])
