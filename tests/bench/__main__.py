@@ -23,7 +23,8 @@ COMMAND = "./dev bench"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, epilog="./dev bench faults: the long campaigns")
+    others = "./dev bench faults: the long campaigns; ./dev bench scale: how it grows"
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, epilog=others)
     parser.add_argument("--rounds", type=int, default=7, choices=range(1, MOST_ROUNDS + 1), metavar="N",
                         help=f"default: 7; at most {MOST_ROUNDS}")  # fmt: skip
     parser.add_argument("--case", action="append", choices=list(CASES), metavar="NAME",
