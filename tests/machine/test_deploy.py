@@ -346,7 +346,7 @@ def units_that_are_not_the_commits_are_told(world: World, frontend: Machine) -> 
     assert " warning " not in frontend.out(status, user="deploy")
     frontend.out("sleep 1; echo >> /etc/systemd/system/gunicorn@.service")
     shown = frontend.out(status, user="deploy")
-    assert shown.count("gunicorn@green.service: changed, systemctl daemon-reload is due") == 1, shown
+    assert shown.count(f"{frontend.serving()}: changed, systemctl daemon-reload is due") == 1, shown
     assert "as root, systemctl daemon-reload" not in shown, "the same is not told twice"
     (warning,) = frontend.deploy().result["warnings"]
     assert warning.endswith(": changed since systemd has read it: as root, systemctl daemon-reload")
