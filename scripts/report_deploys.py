@@ -168,17 +168,6 @@ def headline(machines: Sequence[Machine]) -> str:
 # --- the summary page ----------------------------------------------------------------------------------
 
 
-def cell(text: str, limit: int = 300) -> str:
-    """Text from a machine as a table cell: no markup, no line break, no mention of anybody."""
-    text = words(text)
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    text = text.replace("://", ":\0").replace("www.", "www\1")  # no link that nobody wrote
-    for char in "\\`*_{}[]()#+!|~$":
-        text = text.replace(char, "\\" + char)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
-    return text.replace("\0", "&#47;&#47;").replace("\1", "&#46;")
-
-
 def commits_cell(machine: Machine) -> str:
     """From which commit to which, linked where GitHub says where the repository is."""
     if not machine.commit:
@@ -207,13 +196,13 @@ def steps_cell(machine: Machine) -> str:
     ran = [step for step in machine.steps if step.get("result") != "skipped"]
     skipped = [step for step in machine.steps if step.get("result") == "skipped"]
     parts = [
-        f"{'**failed** ' if step.get('result') == 'failed' else ''}{cell(str(step.get('name')), 40)}:"
-        f" {cell(str(step.get('why')), 120)}"
+        f"{'**failed** ' if step.get('result') == 'failed' else ''}{github.cell(str(step.get('name')), 40)}:"
+        f" {github.cell(str(step.get('why')), 120)}"
         for step in ran[:STEPS]
     ]
     parts += [f"and {len(ran) - STEPS} more"] if len(ran) > STEPS else []
     if skipped:
-        parts.append("unchanged: " + ", ".join(cell(str(step.get("name")), 40) for step in skipped[:STEPS]))
+        parts.append("unchanged: " + ", ".join(github.cell(str(step.get("name")), 40) for step in skipped[:STEPS]))
     return "<br>".join(parts) or "-"
 
 
@@ -238,14 +227,16 @@ def summary(machines: Sequence[Machine]) -> str:
 def row_of(machine: Machine, steps: str) -> str:
     outcome = f"{machine.symbol} {machine.about.words}"
     time = f"{machine.seconds:.1f} s" if machine.result else "-"
-    return f"| {' | '.join([cell(machine.name), outcome, commits_cell(machine), time, steps])} |"
+    return f"| {' | '.join([github.cell(machine.name), outcome, commits_cell(machine), time, steps])} |"
 
 
 def notes_of(machine: Machine) -> list[str]:
     """What there is to say of it below the table: what to do, and the last lines of what failed."""
     advice, notes = machine.about.advice, []
     if advice:
-        notes.append(f"\n**{cell(machine.name)}**: {cell(machine.message, 1000)}  \nWhat to do: {advice}.")
+        notes.append(
+            f"\n**{github.cell(machine.name)}**: {github.cell(machine.message, 1000)}  \nWhat to do: {advice}."
+        )
     if machine.is_bad and machine.detail:
         notes.append("\n".join(["", *("    " + line for line in machine.detail.splitlines())]))
     return notes

@@ -132,6 +132,7 @@ def tip_of(machine: host.Machine, current: releases.Release | None) -> dict[str,
     fetched = (machine.mirror / "FETCH_HEAD").stat().st_mtime
     behind, since = source.behind(current.commit if current else "", tip)
     return {
+        "branch": machine.branch or (current.settings().branch if current else ""),
         "commit": tip,
         "fetched": as_time(fetched),
         "merged": as_time(source.time_of(tip)),

@@ -360,7 +360,7 @@ def test_a_status_from_a_machine(folder: Path, status: dict[str, Any], kept: str
     machine, branch, now = fleet_states.Machine("web"), fleet_states.Branch("b" * 40, "2026-01-02T03:04:05Z"), 1.8e9
     write(folder / "fleet.json", kept)
     before = fleet_answers.load(folder / "fleet.json").machines.get("web", fleet_answers.Known())
-    contact = fleet_answers.Contact(kind, "", status if kind == "answered" else None)
+    contact = fleet_answers.answered(status) if kind == "answered" else fleet_answers.Contact(kind)
     view, known = fleet_states.view(machine, contact, before, branch, now)
     fleet_states.newest([view.answer], ("", ""), now)
     shown = fleet_table.show([view], branch, 1.0, now) + fleet_table.show_history({"web": known}, ["web"])

@@ -44,7 +44,7 @@ def seen(machine: Machine, contact: Contact, known: Known = NEVER, branch: Branc
 
 
 def answers(**more: Any) -> Contact:
-    return Contact(ANSWERED, "", status(**more))
+    return fleet_answers.answered(status(**more))
 
 
 def last_seen(days: float, **more: Any) -> Known:
@@ -118,11 +118,10 @@ def test_all_is_well_only_if_somebody_says_so() -> None:
 
 def test_the_table() -> None:
     known = Known(fleet_answers.read_answer(status(commit=OLD, trigger="boot")), as_time(NOW - 2 * DAY))
-    branch = BRANCH._replace(behind={OLD: (12, as_time(NOW - 2 * DAY))})
+    branch = BRANCH._replace(behind={OLD: (12, as_time(NOW - 2 * DAY))}, name="main")
     views = [seen(SCHEDULER, answers(), branch=branch), seen(FRONTEND, GONE, known, branch)]
     assert fleet_table.show(views, branch, 3.06, NOW).splitlines() == [
-        "the newest commit is bbbbbbbb, merged 14 min ago;",
-        "2 machines asked, 1 answered, 3.1 s",
+        "main is bbbbbbbb, merged 14 min ago; 2 machines asked, 1 answered, 3.1 s",
         "",
         "machine    state  runs       behind   since, by     last attempt",
         "scheduler  ok     bbbbbbbb   -        12 min, cd    updated 12 min ago",
