@@ -104,7 +104,7 @@ class Git:
 
 def with_token(env: Mapping[str, str]) -> dict[str, str]:
     """How git knows a workflow's token: from the environment, for GitHub alone, and in no command line or URL."""
-    token, server = env.get("DEPLOY_STATUS_TOKEN", ""), env.get("GITHUB_SERVER_URL", "")
+    token, server = env.get("GITHUB_TOKEN", ""), env.get("GITHUB_SERVER_URL", "")
     if not token or not re.fullmatch(r"https?://[\w.:-]+", server):
         return {}
     number = int(env["GIT_CONFIG_COUNT"]) if env.get("GIT_CONFIG_COUNT", "").isdecimal() else 0

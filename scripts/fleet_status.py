@@ -18,7 +18,7 @@ keys, which are always checked. CI's restricted key is enough.
 With --record it is also kept for everybody, in the branch deploy-status of origin: a page to read, and the history of
 each machine. In a workflow the job that may ask does not write, and the one that writes knows no machine: the first one
 leaves what it has seen in $GITHUB_OUTPUT (--hand-over), the other finds it in $NAME_SEEN. DEPLOY_STATUS_PRIVATE=true
-says that whoever can read the repository may read what a failure says; DEPLOY_STATUS_TOKEN is a token for its remote.
+says that whoever can read the repository may read what a failure says; GITHUB_TOKEN is what a workflow may push with.
 
 Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, there is no machine, or what was
 seen could not be recorded; 2 usage.

@@ -4,13 +4,14 @@
 Reads each machine's result in hex, as push_deploy.py left it in the job's outputs: from $NAME_RESULT
 (FRONTEND_RESULT for frontend), or all from $DEPLOY_RESULTS, a JSON object NAME -> result, which has room
 for a few only: Linux takes 128 KB in one variable. Writes a table to $GITHUB_STEP_SUMMARY and annotations to
-the log, tells $DEPLOY_WEBHOOK_URL if there is one, and ends with the run's verdict:
+the log, tells $DEPLOY_WEBHOOK_URL if there is one, brings GitHub's page of deployments up to date if $GITHUB_TOKEN is
+set, and ends with the run's verdict:
 
   0  every machine that answered runs the commit (or something newer); others are offline
   1  a machine that answered does not, or an expected machine left no result
   2  usage error
 
-It needs Python 3.9 or newer and, beside it, github.py and deployer/.
+It needs Python 3.9 or newer and, beside it, github.py, deployments.py and deployer/.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import deployments
 import github
 from deployer import errors
 
@@ -345,6 +347,25 @@ def post_problem(url: str, body: bytes) -> str:
         return f"{type(error).__name__} {getattr(error, 'code', '')}".strip()
 
 
+# --- GitHub's page of deployments ------------------------------------------------------------------------------
+
+
+def facts_of(machine: Machine, merged: str) -> list[deployments.Fact]:
+    """What is known of a machine now. merged: this run's commit; another one, which a person chose, no boot brings."""
+    if machine.outcome == "offline":
+        waits = machine.wanted == merged
+        return [deployments.Fact(machine.name, merged, deployments.QUEUED)] if waits else []
+    words = machine.about.words
+    failed = dict.fromkeys([machine.wanted] if machine.is_bad and machine.wanted != machine.commit else [])
+    if machine.outcome == "broken":
+        failed[machine.commit] = None
+    facts = [deployments.Fact(machine.name, commit, deployments.FAILED, words=words) for commit in failed]
+    if machine.outcome == "broken" or not machine.commit:
+        return facts
+    by = "cd" if machine.outcome == "deployed" else ""  # else it was there before, whoever brought it
+    return [*facts, deployments.Fact(machine.name, machine.commit, deployments.RUNS, by=by)]
+
+
 # --- command line --------------------------------------------------------------------------------------------
 
 
@@ -375,6 +396,10 @@ def main_inner(arguments: Sequence[str]) -> int:
     problem = tell_webhook(url, machines) if url else ""
     if problem:
         print(github.annotation("warning", "webhook", problem))
+    merged = os.environ.get("GITHUB_SHA", "")
+    problem = deployments.record([fact for machine in machines for fact in facts_of(machine, merged)], os.environ)
+    if problem:
+        print(github.annotation("warning", "deployments", problem))
     print(headline(machines))
     return verdict(machines)
 

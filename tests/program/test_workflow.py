@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from deployments_api import TOKEN, DeploymentsApi
 from small_app import App
 from waiting import wait_for
 from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push
@@ -333,6 +334,33 @@ def test_legs_run_at_the_same_time_and_their_outputs_merge_by_key(execute: Execu
     assert run.leg("a", machine="two").green
 
 
+def test_github_records_a_job_of_an_environment_unless_it_says_otherwise(execute: Execute) -> None:
+    step = 'runs-on: ubuntu-24.04, steps: [{shell: bash, run: "true"}]'
+    run = execute(f"""\
+        a: {{environment: x, {step}}}
+        b: {{environment: {{name: x, deployment: false}}, {step}}}
+        c: {{environment: {{name: "${{{{ inputs.x && 'x' || '' }}}}", deployment: false}}, {step}}}
+        d: {{environment: {{name: x, deployment: "${{{{ inputs.x == 'x' }}}}"}}, {step}}}
+        e: {{environment: {{name: x}}, {step}}}
+        f: {{environment: {{name: ''}}, {step}}}
+        """)
+    found = {leg.job: (leg.environment, leg.is_recorded) for leg in run.legs}
+    expected = {"a": ("x", True), "b": ("x", False), "c": ("", False), "d": ("x", False), "e": ("x", True)}
+    assert found == {**expected, "f": ("", False)}
+    for wrong in ("{deployment: false}", "{name: x, deployment: maybe}"):
+        with pytest.raises(WorkflowError):
+            execute(f"a: {{environment: {wrong}, {step}}}")
+
+
+def test_the_token_of_a_job_is_hidden_like_a_secret(execute: Execute) -> None:
+    job = "permissions: {contents: read, deployments: write}, runs-on: ubuntu-24.04"
+    run = execute(
+        f"a: {{{job}, steps: [{{env: {{T: '${{{{ github.token }}}}'}}, shell: bash, run: 'echo it is $T'}}]}}",
+        token="ghs_x",
+    )
+    assert "\nit is ***\n" in run.leg("a").log
+
+
 # Time limits and cancelling
 
 
@@ -510,10 +538,10 @@ def test_what_cd_does_not_use_at_the_top_is_refused(execute: Execute, head: str,
         ("container: y", "job a: container"),
         ("env: {A: b}", "job a: env"),
         ("defaults: {run: {shell: bash}}", "job a: defaults"),
-        ("permissions: {contents: read}", "job a: permissions"),
+        ("permissions: {contents: write}", "job a: permissions"),
         ("concurrency: {group: x}", "job a: concurrency"),
         ("needs: [b]", "job a: needs: ['b']"),
-        ("environment: {name: x}", "job a: environment: name"),
+        ("environment: {name: x, url: y}", "job a: environment: url"),
         ("strategy: {fail-fast: false, matrix: {include: [{m: 1}]}}", "a strategy, but no name"),
         ("name: x, strategy: {matrix: {include: [{m: 1}]}}", "job a: strategy without fail-fast"),
         ("name: x, strategy: {fail-fast: true, matrix: {include: [{m: 1}]}}", "job a: fail-fast: True"),
@@ -640,6 +668,7 @@ seen = {name: json.loads(bytes.fromhex(value))["outcome"] for name, value in res
 commits = subprocess.run(["git", "rev-list", "--count", "HEAD"], capture_output=True, text=True).stdout.strip()
 webhook = os.environ["DEPLOY_WEBHOOK_URL"]
 record = {"arguments": sys.argv[1:], "results": seen, "webhook": webhook, "commits": commits}
+record["token"] = os.environ["GITHUB_TOKEN"]
 pathlib.Path("seen.json").write_text(json.dumps(record))
 sys.exit(any(outcome not in ("deployed", "offline") for outcome in seen.values()))
 """
@@ -673,7 +702,7 @@ class Cd:
     def begin(self, event: Any, secrets: Mapping[str, str] = SECRETS, **more: Any) -> Run:
         file = self.app.origin / ".github/workflows/cd.yml"
         workdir = self.app.root.parent / f"run-{len(self.runs)}"
-        options: dict[str, Any] = {"repository": str(self.app.origin), "secrets": secrets, **more}
+        options: dict[str, Any] = {"repository": str(self.app.origin), "secrets": secrets, "token": "ghs_x", **more}
         self.runs.append(Run(file, event, workdir=workdir, clock=Hours(), **options).start())
         return self.runs[-1]
 
@@ -701,12 +730,14 @@ def test_cd_deploys_a_push_to_every_machine(cd: Cd) -> None:
         assert pushed["arguments"] == ["--machine", machine, "--role", machine, "--contains", run.event.sha]
         expected = {key: value for key, value in SECRETS.items() if key != "DEPLOY_WEBHOOK_URL"}
         assert pushed["env"] == expected
-        assert run.leg("deploy", machine=machine).environment == machine
+        leg = run.leg("deploy", machine=machine)
+        assert (leg.environment, leg.is_recorded) == (machine, False), "its secrets, and no record of what was wanted"
     report = seen(run, "report")
     assert report["arguments"] == ["--expect", "scheduler", "frontend"]
     assert report["results"] == {"scheduler": "deployed", "frontend": "deployed"}
     assert report["webhook"] == SECRETS["DEPLOY_WEBHOOK_URL"]
     assert report["commits"] == "2"
+    assert report["token"] == "ghs_x"
     assert not [leg.dropped for leg in run.legs if leg.dropped]
 
 
@@ -860,10 +891,12 @@ def test_cd_reports_twenty_machines_with_the_longest_results(app: App, tmp_path:
     files = {f"scripts/{path.relative_to(scripts)}": path.read_text() for path in scripts.rglob("*.*") if is_text(path)}
     files[".github/workflows/cd.yml"] = cd_for(names)
     sha = app.commit(files)
+    github = DeploymentsApi("a" * 40, "b" * 40)
     run = Run(
         app.origin / ".github/workflows/cd.yml", push(sha), workdir=tmp_path / "run", repository=str(app.origin),
-        secrets=secrets, wrap=["env", f"PATH={tmp_path}/bin:{os.environ['PATH']}"],
+        secrets=secrets, wrap=["env", f"PATH={tmp_path}/bin:{os.environ['PATH']}"], token=TOKEN, api=github.url,
     ).start().wait(4 * PATIENCE)  # fmt: skip
+    github.close()
     report = run.leg("report")
     assert run.conclusion == "failure", run.log[-3000:]
     assert not [leg.dropped for leg in run.legs if leg.dropped]
@@ -877,6 +910,8 @@ def test_cd_reports_twenty_machines_with_the_longest_results(app: App, tmp_path:
     assert report.log.count("what became of it") >= 20
     assert run.summary.count("last words") == 20
     assert f"FAILED: {', '.join(names)}" in run.summary.replace("\\-", "-")
+    page = ["success aaaaaaaa runs", "failure bbbbbbbb failed, the old release serves"]
+    assert {name: github.page(name) for name in names} == dict.fromkeys(names, page)
 
 
 def is_text(path: Path) -> bool:
@@ -917,6 +952,8 @@ def test_cd_promises() -> None:
     """What section 7 of the contract says of the file and a run cannot show."""
     workflow = parse(WORKFLOWS / "cd.yml")
     assert workflow["permissions"] == {"contents": "read"}
+    own = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert own == {"report": {"contents": "read", "deployments": "write"}}
     assert workflow["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
     assert workflow["on"]["push"] == {"branches": ["main"]}
     deploy = workflow["jobs"]["deploy"]

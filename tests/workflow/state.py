@@ -38,7 +38,11 @@ class RunState:
         needed = [self.jobs[name] for name in self.before(job)[:1]]
         event = self.settings.event
         return {
-            "github": {"ref": f"refs/heads/{event.branch}", "event": {"repository": {"fork": event.fork}}},
+            "github": {
+                "ref": f"refs/heads/{event.branch}",
+                "event": {"repository": {"fork": event.fork}},
+                "token": self.settings.token,
+            },
             "inputs": self.inputs,
             "needs": {one.id: {"result": one.result, "outputs": dict(one.outputs)} for one in needed},
             "secrets": {key: value for key, value in self.settings.secrets.items() if value},
@@ -54,7 +58,7 @@ class LegState:
         self.spec = run.workflow["jobs"][job]
         self.status = "success"
         self.contexts = {**run.contexts(job), "matrix": matrix, "steps": {}}
-        self.masker = Masker(self.contexts["secrets"].values())
+        self.masker = Masker([*self.contexts["secrets"].values(), self.settings.token])
         self.tracking_id = f"github_{uuid.uuid4()}"
         name = str(self.evaluate(self.spec.get("name", job), "text"))
         self.leg = Leg(name, job, matrix, self.settings.workdir / f"{job}-{index}")

@@ -10,21 +10,22 @@ from workflow.errors import Unsupported
 WORKFLOW = {"name", "on", "permissions", "concurrency", "jobs"}
 JOB = {
     "name", "runs-on", "needs", "if", "outputs", "steps", "strategy", "environment", "timeout-minutes",
-    "continue-on-error",
+    "continue-on-error", "permissions",
 }  # fmt: skip
 RUN = {"name", "id", "if", "env", "timeout-minutes", "shell", "run"}
 USES = {"name", "if", "uses", "with"}
 INPUT = {"description", "type", "default", "options"}
 # contexts and functions; the parser itself makes `format` of a text with expressions in it
 NAMES = {"inputs", "matrix", "needs", "secrets", "steps", "always", "format", "success", "toJSON"}
-NAMES |= {"github.ref", "github.event.repository.fork"}
+NAMES |= {"github.ref", "github.event.repository.fork", "github.token"}
+PERMISSIONS: list[Any] = [None, {"contents": "read"}, {"contents": "read", "deployments": "write"}]
 
 
 def refuse_unsupported(workflow: Mapping[str, Any], names: Collection[str]) -> None:
     """`names`: the contexts and functions in the workflow's expressions."""
     _keys("an expression", dict.fromkeys(names), NAMES)
     _keys("the workflow", workflow, WORKFLOW)
-    _value("permissions", workflow.get("permissions"), None, {"contents": "read"})
+    _value("permissions", workflow.get("permissions"), *PERMISSIONS)
     _triggers(workflow["on"])
     if "concurrency" in workflow:
         _keys("concurrency", workflow["concurrency"], {"group", "cancel-in-progress"})
@@ -54,9 +55,10 @@ def _job(where: str, job: Mapping[str, Any]) -> None:
     _plain(f"{where}: needs", job.get("needs", ""))
     if "strategy" in job:
         _strategy(where, job)
+    _value(f"{where}: permissions", job.get("permissions"), *PERMISSIONS)
     environment = job.get("environment", "")
     if not isinstance(environment, str):
-        _keys(f"{where}: environment", environment, {"$expression"})
+        _keys(f"{where}: environment", environment, {"$expression", "name", "deployment"})
     for step in job["steps"]:
         _step(f"a step of {where}", step)
 
