@@ -28,10 +28,11 @@ def moment(time: str) -> str:
 
 def commit_cell(commit: str) -> str:
     """A commit, linked where GitHub says where the repository is."""
-    place = f"{os.environ.get('GITHUB_SERVER_URL', '')}/{os.environ.get('GITHUB_REPOSITORY', '')}"
+    server, repository = (os.environ.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY"))
     if not commit:
         return "-"
-    return f"[`{commit[:8]}`]({place}/commit/{commit})" if len(place) > 1 else f"`{commit[:8]}`"
+    text = f"`{commit[:8]}`"
+    return f"[{text}]({server}/{repository}/commit/{commit})" if server and repository else text
 
 
 def headline(views: Sequence[View]) -> str:

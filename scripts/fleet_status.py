@@ -23,8 +23,8 @@ says that whoever can read the repository may read what a failure says; GITHUB_T
 Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, there is no machine, or what was
 seen could not be recorded; 2 usage.
 
-It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, github.py and deployer/; and
-git, for --record.
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, deployments.py, github.py and
+deployer/; and git, for --record.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import deployments
 import fleet_answers
 import fleet_handover
 import fleet_look
@@ -322,11 +323,24 @@ def record(shared: fleet_look.Shared, seen: Mapping[str, Seen], own: Memory) -> 
     if page:
         with open(page, "a", encoding="utf-8") as file:
             file.write(fleet_page.summary(found.everybody, found.branch, tells()))
+    problem = deployments.record(facts_of(seen), os.environ)
+    if problem:
+        warn(problem)
     for view in found.everybody:
         if fleet_states.is_act(view.state):
             advice = fleet_states.ADVICE[view.state]
             github.Console().annotate("warning", f"{view.machine.name}: {view.state}", advice)
     return found
+
+
+def facts_of(seen: Mapping[str, Seen]) -> list[deployments.Fact]:
+    """What those that answered run, for GitHub's page: a boot's deploy gets there when it is first seen."""
+    answers = {name: one.contact.answer for name, one in seen.items() if one.contact.answer}
+    return [
+        deployments.Fact(name, answer.commit, since=answer.since, by=answer.by)
+        for name, answer in answers.items()
+        if answer and answer.commit and not answer.running and answer.outcome != "broken"
+    ]
 
 
 def remember(place: Path, memory: Memory) -> None:

@@ -13,15 +13,12 @@ from lab.ci import Ci
 from lab.world import World
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/fleet_status.py"
-INVENTORY = "[scheduler]\nroles = scheduler\non = always\n[frontend]\nroles = frontend\non = at-times\n"
 
 
 def ask(ci: Ci, *words: str) -> tuple[int, str, float]:
     """Exit code, stdout and seconds, on the runner."""
     world = ci.world
     inventory = world.clone / "machines.ini"
-    if not inventory.exists():
-        inventory.write_text(INVENTORY)
     env = {"PATH": "/usr/bin:/bin", "XDG_STATE_HOME": str(world.directory / "state"), **ci.secrets}
     namespace = ["ip", "netns", "exec", world.network.namespace("runner")]
     argv = [*namespace, sys.executable, str(SCRIPT), "--inventory", str(inventory), *words]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from deployments_api import TOKEN, DeploymentsApi
+from git_http import GitHttp
 from test_fleet import COMMIT, SCRIPT, Fleet, nobody
 from waiting import wait_for
 
@@ -252,7 +256,41 @@ def test_what_else_lies_there_stays_and_what_is_damaged_is_left_out(clone: Clone
     assert history(origin) == [{**BOOT, "reason": ""}]
 
 
-# From one job to another
+# In a workflow
+
+
+def test_a_workflows_token_reaches_its_server_and_no_command_line(clone: Clone, origin: Path, tmp_path: Path) -> None:
+    server = GitHttp(tmp_path)
+    git(clone.home, "remote", "set-url", "origin", f"{server.url}/origin.git")
+    _, err = clone.record(code=1)
+    assert err.startswith("fleet_status.py: git ls-remote: could not read Username for") and err.count("\n") == 1
+
+    (clone.home / "bin/git").write_text(f'#!/bin/sh\necho "$@" >>{clone.home}/argv\nexec {shutil.which("git")} "$@"\n')
+    (clone.home / "bin/git").chmod(0o755)
+    # what a checkout leaves that was not told to leave nothing: sent together, GitHub would refuse both
+    git(clone.home, "config", f"http.{server.url}/.extraheader", "AUTHORIZATION: basic x")
+    clone.env |= {"GITHUB_TOKEN": TOKEN, "GITHUB_SERVER_URL": server.url}
+    clone.record()
+    clone.env["GITHUB_SERVER_URL"] = "http://127.0.0.2"
+    server.asked.clear()
+    clone.record(code=1)
+    server.close()
+    assert {*server.asked} == {"basic x"}, "it is for that server alone"
+    assert subjects(origin) == ["frontend: ok"]
+    argv = (clone.home / "argv").read_text()
+    header = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
+    assert "push" in argv and TOKEN not in argv and header not in argv
+
+
+def test_what_a_boot_brought_gets_its_record_on_githubs_page(clone: Clone) -> None:
+    github = DeploymentsApi(COMMIT, "a" * 40)
+    github.add("frontend", "a" * 40, "success")
+    github.add("frontend", COMMIT, "queued")
+    clone.answers(trigger="boot")
+    clone.env |= github.variables
+    clone.record()
+    github.close()
+    assert github.page("frontend")[0] == "success bbbbbbbb runs since 2026-01-02 03:04 UTC, by boot"
 
 
 def test_one_job_asks_and_another_records(clone: Clone, origin: Path) -> None:
