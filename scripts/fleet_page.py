@@ -23,7 +23,12 @@ FIXED = {"SILENT", "LOST", "off", "BEHIND"}  # why a machine is in one of these 
 
 
 def moment(time: str) -> str:
-    return f"{time[:16].replace('T', ' ')} UTC" if time else ""
+    return f"{short(time)} UTC" if time else ""
+
+
+def short(time: str) -> str:
+    """For tables; below them stands that times are in UTC."""
+    return time[:16].replace("T", " ")
 
 
 def commit_cell(commit: str) -> str:
@@ -47,20 +52,26 @@ def table(views: Sequence[View], branch: Branch, tells: bool) -> str:
     """What stands where, and what is to be done."""
     name = github.cell(branch.name) if branch.name else "The newest commit"
     tip = f"{name} is {commit_cell(branch.tip)}, merged {moment(branch.merged)}." if branch.tip else ""
-    lines = [tip, "", "| machine | state | runs | behind | since, by | last attempt |", "|---|---|---|---|---|---|"]
+    lines = [
+        tip,
+        "",
+        "| machine | state | runs | behind | runs it since, by | last attempt |",
+        "|---|---|---|---|---|---|",
+    ]
     lines += [f"| {' | '.join(row(view))} |" for view in views]
     notes = [note for view in views if (note := note_of(view, tells))]
-    return "\n".join([*lines, "", *notes]).strip() + "\n"
+    return "\n".join([*lines, "", *notes, "", "Times are in UTC."]).strip() + "\n"
 
 
 def row(view: View) -> list[str]:
     answer, state = view.answer, view.state
     shown = f"**{state}**" if fleet_states.is_act(state) else state
-    since = moment(view.since["state"][1])
+    since = short(view.since["state"][1])
     commits, behind = view.behind
-    far = ", ".join(filter(None, [str(commits) if commits else "", f"since {moment(behind)}" if behind else ""]))
-    by = ", ".join(filter(None, [moment(answer.since), github.cell(answer.by)]))
-    last = f"{outcome(answer.outcome)}, {moment(answer.attempted)}" if answer.outcome and answer.attempted else ""
+    number = f"{commits} commit{'s' * (commits != 1)}" if commits else ""
+    far = ", ".join(filter(None, [number, f"since {short(behind)}" if behind else ""]))
+    by = ", ".join(filter(None, [short(answer.since), github.cell(answer.by)]))
+    last = f"{outcome(answer.outcome)}, {short(answer.attempted)}" if answer.outcome and answer.attempted else ""
     runs = commit_cell(answer.commit) + ("" if view.answered or not answer.commit else " ?")
     shown += f" since {since}" if since else ""
     return [github.cell(view.machine.name), shown, runs, far or "-", by or "-", last or "-"]
@@ -101,10 +112,10 @@ def deploys(name: str, known: Known, tells: bool) -> str:
     head = f"## {github.cell(name)}\n\n"
     if not entries:
         return head + "No deploy is known."
-    lines = ["| when | by | what became of it | commit |", "|---|---|---|---|"]
+    lines = ["| when | by | what became of it | ran then |", "|---|---|---|---|"]
     for entry in reversed(entries):
         why = f": {github.cell(entry['reason'])}" if tells and entry["reason"] else ""
-        cells = [moment(entry["started"]), github.cell(entry["trigger"]) or "-", outcome(entry["outcome"]) + why]
+        cells = [short(entry["started"]), github.cell(entry["trigger"]) or "-", outcome(entry["outcome"]) + why]
         lines.append(f"| {' | '.join([*cells, commit_cell(entry['commit'])])} |")
     return head + "\n".join(lines) + f"\n\nAll that is known: [machines/{name}.jsonl](machines/{name}.jsonl)"
 
@@ -125,7 +136,8 @@ def subject(views: Sequence[View], before: Mapping[str, Known]) -> str:
     """What has changed, as the first line of a commit; nothing if no machine is in another state than before."""
     changes = []
     for view in views:
-        old = before[view.machine.name].since.get("state", ("",))[0] if view.machine.name in before else ""
+        known = before.get(view.machine.name, Known()).since.get("state")
+        old = (known[0] if known else "unknown") if before else ""
         if old != view.state:
             changes.append(f"{view.machine.name}: {old + ' to ' if old else ''}{view.state}")
     text = ", ".join(changes)

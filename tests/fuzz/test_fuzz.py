@@ -23,6 +23,8 @@ from hypothesis.strategies import SearchStrategy
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import deployer.ini
 import fleet_answers
+import fleet_handover
+import fleet_page
 import fleet_states
 import fleet_status
 import fleet_table
@@ -367,8 +369,21 @@ def test_a_status_from_a_machine(folder: Path, status: dict[str, Any], kept: str
     assert all(char.isprintable() or char == "\n" for char in shown), shown
     assert max(map(len, shown.splitlines())) <= 130
     assert len(json.dumps(fleet_table.as_json([view], branch, 1.0, False, {"web": known}))) < 100_000
+    handed = fleet_handover.unpack(fleet_handover.pack(fleet_handover.Seen(now, contact), True), now)
+    assert handed and handed.contact._replace(history=[*handed.contact.history]) == contact._replace(
+        history=[*contact.history]
+    )
+    page = fleet_page.page([view], fleet_answers.Memory({"web": known}), branch, known.looked, True)
+    assert all(char.isprintable() or char == "\n" for char in page), page
     fleet_answers.store(folder / "fleet.json", fleet_answers.Memory({"web": known}))
     assert fleet_answers.load(folder / "fleet.json").machines["web"].answer == known.answer
+
+
+@fuzz
+@given(ANY)
+def test_what_another_job_hands_over(text: str) -> None:
+    assert fleet_handover.unpack(text, 1.8e9) is None
+    assert fleet_handover.unpack(text.encode("utf-8", "replace").hex(), 1.8e9) is None
 
 
 @fuzz

@@ -92,9 +92,7 @@ def test_what_one_has_seen_everybody_sees(clone: Clone, origin: Path, tmp_path: 
     shown = page(origin)
     assert "# All is well\n\nmain is `bbbbbbbb`, merged 2026-01-02 03:00 UTC.\n\n| machine | state |" in shown
     assert "\n| frontend | ok since 20" in shown
-    assert (
-        "\n## frontend\n\n| when |" in shown and "\n| 2026-01-02 03:04 UTC | boot | updated | `bbbbbbbb` |\n" in shown
-    )
+    assert "\n## frontend\n\n| when |" in shown and "\n| 2026-01-02 03:04 | boot | updated | `bbbbbbbb` |\n" in shown
     assert history(origin) == [{**BOOT, "reason": ""}]
 
     other = Clone(tmp_path / "other", origin)
@@ -124,6 +122,18 @@ def test_there_is_a_commit_for_each_change_of_a_state_and_no_other(clone: Clone,
     clone.record(code=1)
     assert subjects(origin) == ["frontend: off to FAILED", "frontend: ok to off", "frontend: ok"]
     assert history(origin) == [{**BOOT, "reason": ""}]
+
+
+def test_one_that_is_not_asked_stays_as_it_is_known(clone: Clone, origin: Path) -> None:
+    (clone.home / "machines.ini").write_text("[frontend]\n[night]\non = at-times\n")
+    clone.record("--machine", "frontend")
+    time.sleep(1)
+    clone.record("--machine", "frontend")
+    assert subjects(origin) == ["frontend: ok, night: unknown"]
+    assert "\n| night | unknown | - | - | - | - |\n" in page(origin)
+    assert clone.run("--record", "--machine", "night", night="answers")[0] == 0
+    assert subjects(origin)[0] == "night: unknown to ok"
+    assert "\n| frontend | ok since " in page(origin)
 
 
 def test_where_nothing_may_be_replaced_it_is_added(clone: Clone, origin: Path) -> None:
