@@ -26,6 +26,8 @@ from fleet_answers import Memory
 BRANCH = "deploy-status"
 REF = f"refs/heads/{BRANCH}"
 REMOTE = "origin"
+OWN = "deploy-status-of-origin"  # the same remote without its branches: else a push would tell the clone of objects
+# that it does not have
 NETWORK = 30.0  # seconds for a command that speaks to the remote
 LOCAL = 10.0  # seconds for another one
 TRIES = 12  # as many writers may be faster than this one
@@ -71,7 +73,7 @@ class Git:
     def __init__(self, folder: Path, scratch: Path) -> None:
         if not shutil.which("git"):
             raise RecordError("git: not found: apt install git")
-        self.folder = folder
+        self.folder, self.settings = folder, Path("/dev/null")
         own = {key: value for key, value in os.environ.items() if key not in MISLEADING}
         self.env = {**own, "LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0", **with_token(own)}
         self.env |= {f"GIT_{who}_{what}": text for who in ("AUTHOR", "COMMITTER") for what, text in AUTHOR.items()}
@@ -82,10 +84,13 @@ class Git:
         (scratch / "objects").mkdir()
         self.env |= {"GIT_OBJECT_DIRECTORY": str(scratch / "objects")}
         self.env |= {"GIT_ALTERNATE_OBJECT_DIRECTORIES": json.dumps(str(objects), ensure_ascii=False)}
+        self.settings = scratch / "config"
+        self.settings.write_text(own_remote(self.run("config", "-z", "--list")), encoding="utf-8")
 
     def run(self, *words: str, stdin: str = "", limit: float = LOCAL) -> str:
         """What it prints. Raises RecordError, in one line."""
-        argv = ["git", *(part for setting in QUIET for part in ("-c", setting)), *words]
+        settings = [*QUIET, f"include.path={self.settings}"]
+        argv = ["git", *(part for setting in settings for part in ("-c", setting)), *words]
         process = subprocess.Popen(
             argv, cwd=self.folder, env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, encoding="utf-8", errors="replace",
@@ -100,6 +105,18 @@ class Git:
         if process.returncode:
             raise RecordError(f"git {words[0]}: {reason(err) or f'exit code {process.returncode}'}")
         return out
+
+
+def own_remote(settings: str) -> str:
+    """A file of settings that has the remote once more: from a file, since its URL may hold a password."""
+    lines = [f'[remote "{OWN}"]']
+    for setting in settings.split("\0"):
+        name, _, value = setting.partition("\n")
+        key = name[len(f"remote.{REMOTE}.") :]
+        if name == f"remote.{REMOTE}.{key}" and key in ("url", "pushurl", "proxy", "proxyauthmethod", "vcs"):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            lines.append(f'\t{key} = "{escaped}"')
+    return "\n".join(lines) + "\n"
 
 
 def with_token(env: Mapping[str, str]) -> dict[str, str]:
@@ -146,9 +163,9 @@ class Store:
             tip = self.tip()
             if not tip:
                 return Shared()
-            words = ("--quiet", "--no-tags", "--no-write-fetch-head", "--refmap=", "--recurse-submodules=no")
+            words = ("--quiet", "--no-tags", "--no-write-fetch-head", "--recurse-submodules=no")
             try:
-                self.git.run("fetch", *words, REMOTE, REF, limit=NETWORK)
+                self.git.run("fetch", *words, OWN, REF, limit=NETWORK)
             except RecordError:
                 if self.tip() == tip:
                     raise
@@ -158,7 +175,7 @@ class Store:
         raise RecordError(f"{REMOTE}'s branch {BRANCH} changes all the time")
 
     def tip(self) -> str:
-        lines = self.git.run("ls-remote", REMOTE, REF, limit=NETWORK).splitlines()
+        lines = self.git.run("ls-remote", OWN, REF, limit=NETWORK).splitlines()
         return next((line.split("\t")[0] for line in lines if line.endswith(f"\t{REF}")), "")
 
     def has(self, commit: str) -> bool:
@@ -235,7 +252,7 @@ class Store:
         lease = f"--force-with-lease={REF}:{shared.tip}"
         words = ("--quiet", "--no-verify", "--no-follow-tags", "--recurse-submodules=no", lease)
         try:
-            self.git.run("push", *words, REMOTE, f"{commit}:{REF}", limit=NETWORK)
+            self.git.run("push", *words, OWN, f"{commit}:{REF}", limit=NETWORK)
             return ""
         except RecordError as error:
             now = self.tip()

@@ -52,9 +52,8 @@ class Clone(Fleet):
         return out, err
 
     def state(self) -> dict[str, Any]:
-        """All that is git's here, but what was learned of the remote's branches."""
-        kept = [path for path in (self.home / ".git").rglob("*") if path.is_file() and "remotes" not in path.parts]
-        return {str(path): path.read_bytes() for path in kept}
+        """All that is git's here."""
+        return {str(path): path.read_bytes() for path in (self.home / ".git").rglob("*") if path.is_file()}
 
 
 @pytest.fixture
