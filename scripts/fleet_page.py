@@ -60,7 +60,7 @@ def table(views: Sequence[View], branch: Branch, tells: bool) -> str:
     ]
     lines += [f"| {' | '.join(row(view))} |" for view in views]
     notes = [note for view in views if (note := note_of(view, tells))]
-    return "\n".join([*lines, "", *notes, "", "Times are in UTC."]).strip() + "\n"
+    return "\n".join([*lines, "", *notes, *([""] if notes else []), "Times are in UTC."]).strip() + "\n"
 
 
 def row(view: View) -> list[str]:
