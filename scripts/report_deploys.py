@@ -356,7 +356,8 @@ def facts_of(machine: Machine, merged: str) -> list[deployments.Fact]:
         waits = machine.wanted == merged
         return [deployments.Fact(machine.name, merged, deployments.QUEUED)] if waits else []
     words = machine.about.words
-    failed = dict.fromkeys([machine.wanted] if machine.is_bad and machine.wanted != machine.commit else [])
+    wanted = machine.wanted or (merged if os.environ.get("GITHUB_EVENT_NAME") == "push" else "")  # it got not so far
+    failed = dict.fromkeys([wanted] if machine.is_bad and wanted != machine.commit else [])
     if machine.outcome == "broken":
         failed[machine.commit] = None
     facts = [deployments.Fact(machine.name, commit, deployments.FAILED, words=words) for commit in failed]

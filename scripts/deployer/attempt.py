@@ -21,6 +21,7 @@ from deployer import (
     lock,
     log,
     memory,
+    metrics,
     migrations,
     mirror,
     releases,
@@ -242,6 +243,7 @@ def report(progress: memory.Progress, result: Result) -> None:
     text = f"{result['outcome']}: {result['message']} ({result['seconds']:g} s)"
     tell(text, DEPLOY_OUTCOME=result["outcome"], DEPLOY_COMMIT=result["commit"] or "")
     log.progress(text)
+    metrics.tell(progress.machine, result["healthy"], is_new=result["outcome"] == "deployed")
 
 
 def tell_team(machine: host.Machine, result: Result, also_unchanged: bool = False) -> None:

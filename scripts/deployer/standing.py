@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import os
 import time
@@ -156,7 +155,7 @@ def as_time(moment: float) -> str:
 def seconds(text: str) -> float:
     """A time as files.now() writes it, in seconds since 1970; 0: it is none."""
     with contextlib.suppress(ValueError, OverflowError):
-        return float(calendar.timegm(time.strptime(text, files.TIME)))
+        return files.seconds(text)
     return 0.0
 
 

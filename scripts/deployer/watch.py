@@ -17,6 +17,7 @@ from deployer import (
     lock,
     log,
     memory,
+    metrics,
     releases,
     replacing,
     run,
@@ -51,6 +52,8 @@ def watch(request: memory.Request) -> attempt.Result:
             result = attempt.result_of(progress, outcome)
             if outcome.name != "unchanged":
                 attempt.report(progress, result)
+            else:  # a directory that is missing is told by each deploy, and not once a minute
+                metrics.write(request.machine, outcome.healthy)
             memory.clear_running(request.machine)
     except errors.Busy as error:  # a deploy is going on: it looks by itself
         return attempt.result_of(progress, memory.Outcome("busy", str(error)))

@@ -76,8 +76,10 @@ def test_a_failure_is_recorded_and_what_runs_stays_active(api: DeploymentsApi) -
     for _ in range(2):
         assert report(api, {"frontend": result("rolled_back", A)}) == (1, [])
         assert api.page("frontend") == ["failure bbbbbbbb unhealthy, rolled back", "success aaaaaaaa"]
+    assert report(api, {"frontend": result("unreachable", A, "")}, C, GITHUB_EVENT_NAME="push") == (1, [])
+    assert api.page("frontend")[0] == "failure cccccccc could not fetch the repository"
     assert report(api, {"frontend": result("broken", A)}) == (1, [])
-    assert api.page("frontend") == [
+    assert api.page("frontend")[1:] == [
         "failure bbbbbbbb unhealthy, rolled back", "failure aaaaaaaa broken, nothing healthy runs",
     ]  # fmt: skip
     assert report(api, {"frontend": result("deployed")}) == (0, [])
