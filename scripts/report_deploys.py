@@ -11,7 +11,7 @@ set, and ends with the run's verdict:
   1  a machine that answered does not, or an expected machine left no result
   2  usage error
 
-It needs Python 3.9 or newer and, beside it, github.py, deployments.py and deployer/.
+It needs Python 3.9 or newer and, beside it, github.py, deployments.py, webhook.py and deployer/.
 """
 
 from __future__ import annotations
@@ -26,22 +26,19 @@ if sys.version_info < (3, 9):
     raise SystemExit(2)
 
 import dataclasses
-import http.client
 import json
 import os
 import re
 import subprocess
-import threading
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import deployments
 import github
+import webhook
 from deployer import errors
 
 EXIT_BAD = 1
-WEBHOOK_TIMEOUT = 10.0  # seconds
 PAGE_BYTES = 900_000  # of the page: GitHub throws one of more than 1 MiB away
 GANTT_CHARS = 40_000  # mermaid draws nothing if there are more than 50,000
 STEPS = 30  # of a machine that are shown
@@ -296,55 +293,14 @@ def annotation_lines(machines: Sequence[Machine]) -> list[str]:
     return lines
 
 
-def chat(text: str, limit: int = 500) -> str:
-    """Text from a machine for a chat: no mention, link or markup in it works, be it Slack's, Mattermost's or another's.
-
-    What they give a meaning to is replaced by what looks like it, and all is put into a code span.
-    """
-    text = words(text)
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    for char, other in (("<", "\u2039"), (">", "\u203a"), ("@", "\uff20"), ("`", "'"), ("://", ": //"), ("](", "] (")):
-        text = text.replace(char, other)
-    return f"`{text}`"
-
-
 def webhook_text(machines: Sequence[Machine]) -> str:
-    link = "{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}/actions/runs/{GITHUB_RUN_ID}"
-    try:
-        run = link.format_map(os.environ)
-    except KeyError:
-        run = ""
     lines = [headline(machines)]
     for machine in machines:
         is_update = machine.outcome == "deployed" and machine.previous
         span = f" {machine.previous[:8]} to {machine.commit[:8]}" if is_update else ""
-        why = f": {chat(machine.message)}" if machine.is_bad else ""
+        why = f": {webhook.chat(machine.message)}" if machine.is_bad else ""
         lines.append(f"{machine.symbol} {machine.name}: {machine.about.words}{span}{why}")
-    return "\n".join([*lines, run]).strip()
-
-
-def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
-    """Post the report; return what went wrong, or nothing. The address is a secret and never shown."""
-    body = {"text": webhook_text(machines), "results": [m.result for m in machines if m.result]}
-    problem = [f"no answer within {WEBHOOK_TIMEOUT:g} s"]
-
-    def post() -> None:
-        problem[0] = post_problem(url, json.dumps(body).encode())
-
-    # a time-out of urllib's is for each read: an answer that drips would be waited for without end
-    thread = threading.Thread(target=post, daemon=True)
-    thread.start()
-    thread.join(WEBHOOK_TIMEOUT)
-    return f"the webhook could not be told: {problem[0]}" if problem[0] else ""
-
-
-def post_problem(url: str, body: bytes) -> str:
-    headers = {"Content-Type": "application/json", "User-Agent": "deploy-machine"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=WEBHOOK_TIMEOUT):
-            return ""
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{type(error).__name__} {getattr(error, 'code', '')}".strip()
+    return "\n".join([*lines, webhook.run_link()]).strip()
 
 
 # --- GitHub's page of deployments ------------------------------------------------------------------------------
@@ -394,7 +350,8 @@ def main_inner(arguments: Sequence[str]) -> int:
     for line in annotation_lines(machines):
         print(line)
     url = os.environ.get("DEPLOY_WEBHOOK_URL", "")
-    problem = tell_webhook(url, machines) if url else ""
+    results = [machine.result for machine in machines if machine.result]
+    problem = webhook.tell(url, webhook_text(machines), {"results": results}) if url else ""
     if problem:
         print(github.annotation("warning", "webhook", problem))
     merged = os.environ.get("GITHUB_SHA", "")
