@@ -19,6 +19,7 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
      say which units there are not the commit's                    installed.py
   6. confirm that they run and answer; otherwise swap back         health.py switching.py
   7. record the result, remove what nothing needs any more         attempt.py memory.py releases.py
+     tell the team, and whoever watches the watchers               messages.py
   8. look after it once a minute, and take back what falls ill     watch.py
      say how all stands, and what somebody changed by hand         standing.py drift.py metrics.py
 
