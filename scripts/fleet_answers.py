@@ -156,6 +156,8 @@ class Known(NamedTuple):
     unhealthy: bool = False  # its last answer said so
     since: Mapping[str, Sequence[str]] = {}  # question -> the state that answers it, and since when
     history: Sequence[Mapping[str, str]] = ()
+    alerts: Mapping[str, Sequence[Any]] = {}  # state -> what was told of it: see fleet_alerts.py
+    alerted: str = ""  # which look, by its time, was the last that may have told something
 
 
 class Memory(NamedTuple):
@@ -210,6 +212,8 @@ def read_known(value: Mapping[str, Any]) -> Known:
         unhealthy=value.get("unhealthy") is True,
         since=since,
         history=read_history(value, KEPT),
+        alerts={state: found for state, found in table(value, "alerts").items() if isinstance(found, list)},
+        alerted=time_of(value.get("alerted")),
     )
 
 
@@ -265,7 +269,9 @@ def both(one: Memory, other: Memory) -> Memory:
         history = merged(older.history, newer.history)
         asked = min(filter(None, [newer.asked, older.asked]), default="")
         fresh = newer if newer.answered >= older.answered else older
+        teller = newer if newer.alerted >= older.alerted else older  # who looks without --alert tells nobody
         machines[name] = newer._replace(
-            history=history, asked=asked, answer=fresh.answer, answered=fresh.answered, unhealthy=fresh.unhealthy
-        )
+            history=history, asked=asked, answer=fresh.answer, answered=fresh.answered, unhealthy=fresh.unhealthy,
+            alerts=teller.alerts, alerted=teller.alerted,
+        )  # fmt: skip
     return Memory(machines, max(one.tip, other.tip, key=lambda tip: seconds_of(tip[1])))

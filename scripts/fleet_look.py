@@ -13,6 +13,7 @@ import fleet_answers
 import fleet_page
 import fleet_record
 import fleet_states
+import fleet_tell
 from fleet_answers import Known, Memory
 from fleet_handover import Seen
 from fleet_states import Branch, Machine, View
@@ -27,7 +28,13 @@ class Look(NamedTuple):
         return [view for view in self.everybody if view.machine.name in names]
 
 
-def judge(machines: Sequence[Machine], seen: Mapping[str, Seen], before: Memory, folder: Path) -> Look:
+def judge(
+    machines: Sequence[Machine],
+    seen: Mapping[str, Seen],
+    before: Memory,
+    folder: Path,
+    told: fleet_tell.Told = fleet_tell.NOBODY,
+) -> Look:
     """Each machine by what was seen of it now, or else by what is known. folder: where a clone may be."""
     now = time.time()
     kept = {machine.name: before.machines.get(machine.name, Known()) for machine in machines}
@@ -48,6 +55,7 @@ def judge(machines: Sequence[Machine], seen: Mapping[str, Seen], before: Memory,
         else:
             view = fleet_states.recall(machine, known, branch)
         views.append(view)
+    kept = {name: told.with_alerts(name, known) for name, known in kept.items()}
     return Look(views, Memory(kept, (tip, merged)), branch)
 
 
@@ -84,12 +92,12 @@ class Shared:
         except (fleet_record.RecordError, OSError) as error:
             self.problem = str(error)
 
-    def record(self, seen: Mapping[str, Seen], own: Memory, tells: bool) -> Look:
+    def record(self, seen: Mapping[str, Seen], own: Memory, tells: bool, told: fleet_tell.Told) -> Look:
         """Write there what was seen, and what only this computer knew; and what comes of it all. Sets `problem`."""
         found: list[Look] = []
 
         def say(there: Memory) -> fleet_record.New:
-            found.append(judge(self.machines, seen, fleet_answers.both(own, there), self.folder))
+            found.append(judge(self.machines, seen, fleet_answers.both(own, there), self.folder, told))
             look = found[-1]
             looked = max(known.looked for known in look.memory.machines.values())
             files = fleet_page.files(look.everybody, look.memory, look.branch, looked, tells)
@@ -100,6 +108,6 @@ class Shared:
                 fleet_record.record(self.store, self.names, self.read, say)
             except (fleet_record.RecordError, OSError) as error:
                 self.problem = str(error)
-        return (
-            found[-1] if found else judge(self.machines, seen, fleet_answers.both(own, self.read.memory), self.folder)
-        )
+        if found:
+            return found[-1]
+        return judge(self.machines, seen, fleet_answers.both(own, self.read.memory), self.folder, told)

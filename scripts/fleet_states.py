@@ -55,6 +55,7 @@ class View(NamedTuple):
     answer: Answer
     behind: tuple[int, str]  # commits (0: none, or nobody knows), and since when
     why: str
+    whys: Mapping[str, str] = {}  # of "runs" and "well"
 
 
 def is_act(state: str) -> bool:
@@ -150,7 +151,8 @@ def view(machine: Machine, contact: Contact, known: Known, branch: Branch, now: 
         before = known.since.get(question, ("", ""))
         since[question] = (word, before[1] if before[0] == word and before[1] else as_time(now))
     seen = as_time(now) if fresh else known.answered
-    shown = View(machine, state, since, bool(fresh), seen, answer or Answer(), behind, other if state == two else why)
+    reason, reasons = other if state == two else why, {"runs": why, "well": other}
+    shown = View(machine, state, since, bool(fresh), seen, answer or Answer(), behind, reason, reasons)
     after = Known(
         answer=answer,
         answered=seen,
@@ -159,6 +161,8 @@ def view(machine: Machine, contact: Contact, known: Known, branch: Branch, now: 
         unhealthy=fresh.healthy is False if fresh else known.unhealthy,
         since=since,
         history=fleet_answers.merged(known.history, contact.history),
+        alerts=known.alerts,
+        alerted=known.alerted,
     )
     return shown, after
 

@@ -20,11 +20,15 @@ each machine. In a workflow the job that may ask does not write, and the one tha
 leaves what it has seen in $GITHUB_OUTPUT (--hand-over), the other finds it in $NAME_SEEN. DEPLOY_STATUS_PRIVATE=true
 says that whoever can read the repository may read what a failure says; GITHUB_TOKEN is what a workflow may push with.
 
+With --alert the team is told by the webhook $DEPLOY_WEBHOOK_URL what somebody must act on: a state that two of three
+looks have seen, again after a day and then weekly, and when it is over. With --issue one issue of the repository says
+it, too ($GITHUB_TOKEN with `issues: write`, $GITHUB_REPOSITORY, $GITHUB_API_URL).
+
 Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, there is no machine, or what was
 seen could not be recorded; 2 usage.
 
-It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, deployments.py, github.py and
-deployer/; and git, for --record.
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, deployments.py, github.py,
+webhook.py and deployer/; and git, for --record.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ import fleet_look
 import fleet_page
 import fleet_states
 import fleet_table
+import fleet_tell
 import github
 import push_deploy
 from deployer import errors, files, ini
@@ -229,7 +234,7 @@ def ask_all(machines: Sequence[Machine], memory: Memory, options: argparse.Names
         for question in questions:
             question.ssh.end()
         found = {question.machine: question.contact for question in questions}
-    if options.record or options.hand_over:  # others read it: no host, no user
+    if options.record or options.hand_over or options.alert:  # others read it: no host, no user
         found = {
             name: fleet_handover.hidden(one, [places[name].host, places[name].user]) for name, one in found.items()
         }
@@ -291,6 +296,7 @@ def look(options: argparse.Namespace) -> int:
     inventory = Path(options.inventory)
     everybody = read_inventory(inventory)
     machines = chosen(everybody, options.machine)
+    channels = channels_of(options)
     with tempfile.TemporaryDirectory(prefix="fleet-status-") as scratch:
         asks = options.record or options.hand_over
         shared = fleet_look.Shared(inventory.resolve().parent, everybody, Path(scratch), asks)
@@ -303,20 +309,42 @@ def look(options: argparse.Namespace) -> int:
         if options.hand_over:
             hand_over(seen)
             return 0
+        told = fleet_tell.NOBODY
+        if channels:
+            told = tell(fleet_look.judge(everybody, seen, before, shared.folder), seen, before, channels)
         if options.record and seen:
-            found = record(shared, seen, own)
+            found = record(shared, seen, own, told)
         else:
-            found = fleet_look.judge(everybody, seen, before, shared.folder)
+            found = fleet_look.judge(everybody, seen, before, shared.folder, told)
     remember(fleet_answers.place_of(inventory), found.memory)
     views = found.of([machine.name for machine in machines])
     show(found, views, options, 0.0 if handed else time.monotonic() - began)
     return 0 if fleet_states.all_well(views) and not (asks and shared.problem) else 1
 
 
-def record(shared: fleet_look.Shared, seen: Mapping[str, Seen], own: Memory) -> fleet_look.Look:
+def channels_of(options: argparse.Namespace) -> fleet_tell.Channels | None:
+    """Where alerts are told, if they are. Raises UsageError."""
+    if options.issue and not options.alert:
+        raise errors.UsageError("--issue: goes with --alert")
+    if options.alert and options.hand_over:
+        raise errors.UsageError("--alert: of the job that records (--record), not of the one that hands over")
+    return fleet_tell.channels(os.environ, options.issue, tells()) if options.alert else None
+
+
+def tell(
+    found: fleet_look.Look, seen: Mapping[str, Seen], before: Memory, channels: fleet_tell.Channels
+) -> fleet_tell.Told:
+    """Tell the team what there is to say; what could not be told is a warning."""
+    told = fleet_tell.tell(found.everybody, seen, before.machines, channels, time.time())
+    for problem in told.problems:
+        warn(problem)
+    return told
+
+
+def record(shared: fleet_look.Shared, seen: Mapping[str, Seen], own: Memory, told: fleet_tell.Told) -> fleet_look.Look:
     """Write what was seen to the shared memory; what cannot be written is told."""
     before = shared.problem
-    found = shared.record(seen, own, tells())
+    found = shared.record(seen, own, tells(), told)
     if shared.problem and not before:
         warn(shared.problem)
     page = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -380,6 +408,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--history", action="store_true", help="what was deployed where, as far as it is known; oldest first")
     add("--record", action="store_true", help="keep what is seen in origin's branch deploy-status, for everybody")
     add("--hand-over", action="store_true", help="only ask, and leave what is seen to a job that records it")
+    add("--alert", action="store_true", help="tell $DEPLOY_WEBHOOK_URL what somebody must act on, and when it is over")
+    add("--issue", action="store_true", help="with --alert: by an issue, too; $GITHUB_TOKEN, $GITHUB_REPOSITORY")
     add("--inventory", default="machines.ini", metavar="FILE", help="default: machines.ini")
     add("--host", action="append", default=[], type=host, metavar="NAME=HOST", help="default: $NAME_HOST; repeatable")
     add("--user", help="on all machines; default: $NAME_USER")
