@@ -19,6 +19,7 @@ import pytest
 
 from deployments_api import TOKEN, DeploymentsApi
 from small_app import App
+from test_told import Webhook
 from waiting import wait_for
 from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push, schedule
 from workflow.commands import Masker, parse_command, read_pairs
@@ -1109,9 +1110,10 @@ def test_fleet_asks_each_machine_with_its_secrets_and_records_without_them(cd: C
         assert asked["env"] == {**ssh, "GITHUB_TOKEN": "ghs_x", "DEPLOY_STATUS_PRIVATE": "true"}
         assert (leg.environment, leg.is_recorded) == (machine, False)
     record = seen(run, "record")
-    assert record["arguments"] == ["--record"]
+    assert record["arguments"] == ["--record", "--alert"]
     handed = {"SCHEDULER_SEEN": b"scheduler".hex(), "FRONTEND_SEEN": b"frontend".hex()}
-    assert record["env"] == {**handed, "GITHUB_TOKEN": "ghs_x", "DEPLOY_STATUS_PRIVATE": "true"}
+    webhook = {"DEPLOY_WEBHOOK_URL": SECRETS["DEPLOY_WEBHOOK_URL"]}
+    assert record["env"] == {**handed, **webhook, "GITHUB_TOKEN": "ghs_x", "DEPLOY_STATUS_PRIVATE": "true"}
     assert run.leg("record").environment == ""
     count = cd.app.git("rev-list", "--count", "HEAD", cwd=run.leg("record").workspace)
     assert count == "2", "it counts how far machines are behind"
@@ -1159,7 +1161,15 @@ print(json.dumps(dict(schema=1, machine="scheduler", commit={commit!r}, healthy=
 """
 
 
-def test_fleet_with_the_real_scripts(app: App, tmp_path: Path) -> None:
+@pytest.fixture
+def chat() -> Iterator[Webhook]:
+    found = Webhook()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+def test_fleet_with_the_real_scripts(app: App, tmp_path: Path, chat: Webhook) -> None:
     """Only ssh is a stand-in: one machine answers, the other one is off. Then another one is to be on always."""
     scripts = WORKFLOWS.parents[1] / "scripts"
     files = {f"scripts/{path.relative_to(scripts)}": path.read_text() for path in scripts.rglob("*.*") if is_text(path)}
@@ -1196,6 +1206,12 @@ def test_fleet_with_the_real_scripts(app: App, tmp_path: Path) -> None:
     assert "\n| frontend | **SILENT** since " in app.git("show", "deploy-status:README.md"), "it was recorded before"
     assert [one.title for one in second.annotations if not one.by_runner] == ["frontend: SILENT"]
 
+    secrets["DEPLOY_WEBHOOK_URL"] = f"http://127.0.0.1:{chat.server.server_port}/secret"
+    assert look(dispatch(sha), 3).conclusion == look(dispatch(sha), 4).conclusion == "failure"
+    (message,) = chat.texts()
+    assert message.splitlines()[1].startswith("❌ frontend: SILENT: `it is to be on always, and does not answer`; ")
+    assert message.splitlines()[2].startswith("https://github.com/team/app/actions/runs/")
+
 
 def test_fleet_promises() -> None:
     workflow = parse(WORKFLOWS / "fleet.yml")
@@ -1204,7 +1220,8 @@ def test_fleet_promises() -> None:
     assert own == {"record": {"contents": "write", "deployments": "write"}}
     assert workflow["on"]["schedule"] == [{"cron": "37 */6 * * *"}]
     assert workflow["concurrency"] == {"group": "fleet", "cancel-in-progress": False, "queue": "max"}
-    assert "secrets" not in str(workflow["jobs"]["record"]), "who may write knows no machine"
+    secrets = re.findall(r"secrets\b[.\w]*", str(workflow["jobs"]["record"]))
+    assert secrets == ["secrets.DEPLOY_WEBHOOK_URL"], "who may write knows no machine"
 
 
 # Linters
