@@ -17,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import fleet_alerts
 import fleet_answers
 import fleet_states
+import fleet_tell
 from fleet_alerts import DAY, WEEK, Alert, Alerts, Telling
-from fleet_answers import Answer, Known, Memory, as_time
+from fleet_answers import ANSWERED, Answer, Contact, Known, Memory, as_time
+from fleet_handover import Seen
 from fleet_states import Machine, View
 
 NOW = 1_800_000_000.0
@@ -60,6 +62,7 @@ LOOKS = {
     "d": view("web", "deploying"),
     "u": view("web", well="UNHEALTHY"),
     "m": view("web", well="unknown"),
+    "l": view("web", well="LOST", answered=False),
 }
 
 
@@ -82,6 +85,7 @@ def said(looks: str, hours: float = 6) -> list[str]:
         ("1?1", {2: "FAILED new"}),
         ("11" + "1" * 33, {1: "FAILED new", 5: "FAILED still", 33: "FAILED still"}),
         ("11DD", {1: "FAILED new", 2: "FAILED over", 3: "DRIFTED new"}),
+        ("ll0", {1: "LOST new", 2: "LOST over"}),
         ("bb-", {1: "BEHIND new", 2: "BEHIND over"}),
         ("uu-", {1: "UNHEALTHY new", 2: "UNHEALTHY over"}),
         ("rruu0", {1: "REFUSES new", 2: "REFUSES over", 3: "UNHEALTHY new", 4: "UNHEALTHY over"}),
@@ -221,6 +225,19 @@ def test_whoever_told_last_knows_what_was_told() -> None:
     for one, other in ((told, looked), (looked, told)):
         both = fleet_answers.both(Memory({"web": one}), Memory({"web": other})).machines["web"]
         assert (both.alerts, both.looked) == (told.alerts, looked.looked)
+
+
+def test_a_look_that_is_handed_over_twice_is_one() -> None:
+    known: dict[str, Known] = {}
+
+    def look(moment: float) -> str:
+        seen = {"web": Seen(moment, Contact(ANSWERED))}
+        told = fleet_tell.tell([LOOKS["1"]], seen, known, fleet_tell.Channels(), moment)
+        known["web"] = told.with_alerts("web", Known())
+        return fleet_alerts.restored(known["web"])["FAILED"].told
+
+    assert look(NOW) == look(NOW) == "", "a job of the same run was run again"
+    assert look(NOW + 1) == as_time(NOW + 1)
 
 
 # --- whatever comes
