@@ -8,7 +8,8 @@
 
 It reads the application's files and runs none of them. What it writes:
 
-  scripts/ systemd/ .github/workflows/cd.yml    this project's: units and workflow made to fit, and kept at its version
+  scripts/ systemd/ .github/workflows/{cd,fleet}.yml
+                                                this project's: units and workflows made to fit, and kept at its version
   machines.ini deploy.ini gunicorn.conf.py .env.example deploy/nginx/NAME.conf
                                                 a first version of what is the application's own; never written again
 

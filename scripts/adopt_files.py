@@ -13,10 +13,11 @@ import adopt_repo as repo
 from adopt_values import Place, plain
 from deployer import errors
 
-OTHER_WORKFLOW = ".github/workflows/deploy-machines.yml"  # where cd.yml is a workflow of the application's own
+# where a workflow of the application's own has the name
+OTHER = {repo.WORKFLOW: ".github/workflows/deploy-machines.yml", repo.FLEET: ".github/workflows/deploy-fleet.yml"}
 SCHEDULER_UNIT = "systemd/scheduler.service"
-BRANCH = re.compile(r"(?m)^    branches: \[\"?([^\]\"]+)\"?\]$")
-# places of cd.yml that name the branch: {0} as it is, {1} as a word of YAML, {2} within '...'
+BRANCH = re.compile(r"(?m)^    branches: \[\"?([^\]\"]+)\"?\]$|^    if: .* github\.ref != 'refs/heads/(.+?)'")
+# places of cd.yml and fleet.yml that name the branch: {0} as it is, {1} as a word of YAML, {2} within '...'
 OF_BRANCH = (
     ("Deploys every merge to {0} to all", "main"),
     ("each limited to the branch {0} (", "main"),
@@ -55,8 +56,8 @@ def given(application: repo.Application, found: looks.Found, settled: ini.Settle
     result = []
     for path, text in files.items():
         before = history.get(path, ())
-        if path == repo.WORKFLOW:
-            result.append(workflow(application, settled, text, before))
+        if path in OTHER:
+            result.append(workflow(application, settled, path, text, before))
         else:
             known = [*before, *(fitted(path, one, found) for one in before)]
             new = fitted(path, text, found)
@@ -71,7 +72,7 @@ def given(application: repo.Application, found: looks.Found, settled: ini.Settle
 
 def gone(application: repo.Application, present: Sequence[Wanted]) -> list[Wanted]:
     """Files of earlier versions that are in the application, and that this one does not have any more."""
-    paths = {one.path for one in present} | {repo.WORKFLOW}
+    paths = {one.path for one in present} | {*OTHER}
     there = [(path, texts) for path, texts in repo.history().items() if path not in paths and path in application.files]
     return [Wanted(path, "", known=tuple(texts)) for path, texts in there]
 
@@ -102,18 +103,34 @@ def unit_for(program: looks.Program, text: str, folder: str) -> str:
     )
 
 
-def workflow(application: repo.Application, settled: ini.Settled, text: str, history: Sequence[str]) -> Wanted:
-    """cd.yml for these machines; under another name where the application has a cd.yml of its own."""
-    path = application.workflow() or (OTHER_WORKFLOW if repo.WORKFLOW in application.files else repo.WORKFLOW)
+def place_of(application: repo.Application, which: str) -> str:
+    """Where a workflow of ours is, or is to be: under another name where the application has its own of that name."""
+    return application.workflow(which) or (OTHER[which] if which in application.files else which)
+
+
+def workflow(
+    application: repo.Application, settled: ini.Settled, which: str, text: str, history: Sequence[str]
+) -> Wanted:
+    """cd.yml or fleet.yml for these machines."""
+    path, fleet = place_of(application, which), place_of(application, repo.FLEET)
     present = application.text(path)
     before = ini.machines_in(present)
-    branch = BRANCH.search(present)
-    known = [*history, *(cd(one, before, branch[1] if branch else "main") for one in [*history, text] if before)]
-    return Wanted(path, cd(text, settled.machines, settled.branch), known=tuple(known))
+    old = branch_of(present)
+    known = [*history, *(cd(one, before, old, fleet) for one in [*history, text] if before)]
+    return Wanted(path, cd(text, settled.machines, settled.branch, fleet), known=tuple(known))
 
 
-def cd(text: str, machines: Sequence[ini.Machine], branch: str) -> str:
-    """cd.yml for these machines and this branch, in the place of its two machines and main."""
+def branch_of(workflow: str) -> str:
+    """The branch that a workflow of ours was made for."""
+    found = BRANCH.search(workflow)
+    return (found[1] or found[2]) if found else "main"
+
+
+def cd(text: str, machines: Sequence[ini.Machine], branch: str, fleet: str = repo.FLEET) -> str:
+    """A workflow for these machines and this branch, in the place of its two machines and main.
+
+    fleet: where fleet.yml lies.
+    """
     if not re.fullmatch(r"[\w./+-]+", branch, re.ASCII):
         raise errors.UsageError(f"{branch}: letters, digits and . _ / + - are what a branch may be called in cd.yml")
     lines: list[str] = []
@@ -131,6 +148,7 @@ def cd(text: str, machines: Sequence[ini.Machine], branch: str) -> str:
     word = (
         branch if re.fullmatch(r"[a-z][a-z0-9_/-]*", branch) and not ini.NO_NAMES.fullmatch(branch) else f'"{branch}"'
     )
+    result = result.replace(f"./{repo.FLEET}", f"./{fleet}")
     for form, main in OF_BRANCH:
         result = result.replace(form.format(main, main, main), form.format(branch, word, branch))
     return result

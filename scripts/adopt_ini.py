@@ -14,7 +14,7 @@ from deployer import complaints, config, errors, ini, mirror, steps
 DEFAULT_MACHINES = ("scheduler=scheduler", "frontend=frontend")
 # words that a workflow has for something else, or that YAML does not read as words
 NO_NAMES = re.compile(r"all|true|false|null|yes|no|on|off|github.*|deploy", re.IGNORECASE)
-MATRIX = re.compile(r"(?m)^ +- \{ machine: ([\w-]+), roles: ([\w. -]+) \}$")  # of cd.yml
+MATRIX = re.compile(r"(?m)^ +- \{ machine: ([\w-]+)(?:, roles: ([\w. -]+))? \}$")  # of cd.yml; fleet.yml has no roles
 Sections = dict[str, dict[str, str]]
 MACHINES_HEAD = """\
 ; The machines that this application is deployed to, and how often each is on. No addresses: they are secrets.
@@ -69,7 +69,7 @@ def machines_of(application: repo.Application, asked: Sequence[str], settings: c
 
 
 def machines_in(workflow: str) -> list[Machine]:
-    """The machines that a cd.yml deploys to."""
+    """The machines that a workflow of ours names."""
     return [Machine(name, tuple(roles.split())) for name, roles in MATRIX.findall(workflow)]
 
 

@@ -15,7 +15,11 @@ from deployer import config, errors
 HERE = Path(__file__).resolve().parent
 OURS = HERE.parent
 WORKFLOW = ".github/workflows/cd.yml"
-IS_OURS = "scripts/push_deploy.py"  # a workflow with these words is this project's
+FLEET = ".github/workflows/fleet.yml"
+IS_OURS = {
+    WORKFLOW: "scripts/push_deploy.py",
+    FLEET: "scripts/fleet_status.py",
+}  # with these words it is this project's
 EXAMPLE = OURS / "examples/django"
 MOST_BYTES = 2_000_000  # of a file of the application's that is read
 
@@ -96,11 +100,11 @@ class Application:
         found = git(self.path, "check-ignore", "-z", "--stdin", stdin=asked)
         return [os.fsdecode(path) for path in found.split(b"\0") if path]
 
-    def workflow(self) -> str:
-        """Where this project's workflow lies, under whatever name; empty if it is not there."""
+    def workflow(self, which: str = WORKFLOW) -> str:
+        """Where a workflow of this project's lies, under whatever name; empty if it is not there."""
         found = [path for path in self.tree if re.fullmatch(r"\.github/workflows/[^/]+\.ya?ml", path)]
-        ours = [path for path in found if IS_OURS in self.text(path)]
-        return min(ours, key=lambda path: (path != WORKFLOW, path), default="")
+        ours = [path for path in found if IS_OURS[which] in self.text(path)]
+        return min(ours, key=lambda path: (path != which, path), default="")
 
     def branch(self) -> str:
         """The default branch: origin's, else main or master where there is one, else the one that is checked out."""
@@ -125,7 +129,7 @@ class Application:
 
 def own_files() -> dict[str, str]:
     """What an application gets as it is: path -> text. adopt.py itself needs this checkout, and stays here."""
-    folders = [(OURS / "scripts").rglob("*"), (OURS / "systemd").glob("*"), [OURS / WORKFLOW]]
+    folders = [(OURS / "scripts").rglob("*"), (OURS / "systemd").glob("*"), [OURS / WORKFLOW, OURS / FLEET]]
     paths = [path for folder in folders for path in folder if path.suffix != ".pyc" and path.is_file()]
     kept = [path for path in paths if not path.name.startswith("adopt") and "__pycache__" not in path.parts]
     return {str(path.relative_to(OURS)): path.read_text(encoding="utf-8") for path in sorted(kept)}
@@ -142,7 +146,7 @@ def history() -> Mapping[str, Sequence[str]]:
 
     Empty without a git history (an archive that was unpacked): then nothing can be told from a person's change.
     """
-    where = ["scripts", "systemd", WORKFLOW]
+    where = ["scripts", "systemd", WORKFLOW, FLEET]
     raw = git(OURS, "log", "--all", "--no-renames", "--format=", "--raw", "--no-abbrev", "-z", "--", *where)
     words = raw.split(b"\0")
     ids: dict[str, dict[bytes, None]] = {}

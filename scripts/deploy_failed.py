@@ -5,7 +5,7 @@
 
 deploy-failed.service runs it, as `deploy`, when UNIT has failed. Most failures deploy_machine.py tells itself, and
 notes that for this start of the unit in ROOT/state/told; then there is nothing to do here. Otherwise history and
-`status` get a result, and the webhook of ROOT/shared/.env a message.
+`status` get a result, and the webhook and the ping address of ROOT/shared/.env are told.
 
 It needs nothing of what may have failed: setup_machine.py installs it, root-owned, beside dotenv.py, outside of what
 `deploy` can write. It ends with 0 whatever becomes of it: what it could not do stands in the journal.
@@ -29,12 +29,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-TIME_LIMIT = 25  # seconds, for all of it
+TIME_LIMIT = 25  # seconds, to see what happened
+TASK_LIMIT = 10  # seconds, for each of those who are told
 SHOWN = 300  # characters of the line that says why
 STARTED_BY = (200, 243)  # exit codes that systemd itself gives: see systemd.exec(5)
 # why systemd itself could not start it; that it failed is known
 COULD_NOT = re.compile(r".*\bFailed (?!with result|to start)")
-# as in deployer/attempt.py: what chat programs take for a mention or a link
+# as in deployer/messages.py: what chat programs take for a mention or a link
 CHAT = {"<": "\u2039", ">": "\u203a", "@": "\uff20", "](": "] (", "://": ": //"}
 
 
@@ -50,10 +51,11 @@ def main(arguments: Sequence[str]) -> None:
         problem += f": {said[:SHOWN]}"
     result = result_of(root, f"{problem}; what was there before serves; see: journalctl -b -u {unit}")
     print(f"{result['outcome']}: {result['message']}")
-    for task in (record, tell):
+    for task in (record, ping, tell):
+        signal.alarm(TASK_LIMIT)
         try:
             task(root, result)
-        except Exception as error:  # the other one may still do; no word of the webhook's address
+        except Exception as error:  # the others may still do; no word of an address
             print(f"{task.__name__}: {type(error).__name__}")
 
 
@@ -157,22 +159,37 @@ def record(root: str, result: Mapping[str, Any]) -> None:
             history.write(line.encode())
 
 
+def ping(root: str, _: Mapping[str, Any]) -> None:
+    """Whoever waits for pings is told that this boot failed."""
+    if url := address(root, "DEPLOY_PING_URL"):
+        place, mark, query = url.partition("?")
+        ask(f"{place.rstrip('/')}/fail{mark}{query}")
+
+
 def tell(root: str, result: Mapping[str, Any]) -> None:
+    if url := address(root, "DEPLOY_WEBHOOK_URL"):
+        text = f"{result['machine']}: failed at boot: {result['message']}"
+        for mark, harmless in CHAT.items():
+            text = text.replace(mark, harmless)
+        ask(url, json.dumps({"text": text, "results": [result]}).encode())
+        print("the webhook was told")
+
+
+def address(root: str, name: str) -> str:
+    """What shared/.env has under this name; the proxies that it names are taken for the way there."""
     sys.path += [HERE, f"{HERE}/deployer"]  # installed, and in a checkout
     dotenv = importlib.import_module("dotenv")
-    variables = dotenv.parse(dotenv.read(f"{root}/shared/.env"))
-    url = variables.get("DEPLOY_WEBHOOK_URL", "")
-    if not url:
-        return
+    variables: Mapping[str, str] = {}
+    with contextlib.suppress(FileNotFoundError):
+        variables = dotenv.parse(dotenv.read(f"{root}/shared/.env"))
     proxies = ("http_proxy", "https_proxy", "no_proxy")
-    os.environ.update({name: value for name, value in variables.items() if name.lower() in proxies})
-    text = f"{result['machine']}: failed at boot: {result['message']}"
-    for mark, harmless in CHAT.items():
-        text = text.replace(mark, harmless)
-    body = json.dumps({"text": text, "results": [result]}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "deploy-machine"})
-    with urllib.request.urlopen(request, timeout=10):
-        print("the webhook was told")
+    os.environ.update({key: value for key, value in variables.items() if key.lower() in proxies})
+    return variables.get(name, "")
+
+
+def ask(url: str, body: bytes | None = None) -> None:
+    headers = {"User-Agent": "deploy-machine", **({"Content-Type": "application/json"} if body else {})}
+    urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10).close()
 
 
 if __name__ == "__main__":

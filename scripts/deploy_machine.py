@@ -19,8 +19,9 @@ A deploy, in order, and where to read each part (deployer/deploy.py reads the sa
      say which units there are not the commit's                    installed.py
   6. confirm that they run and answer; otherwise swap back         health.py switching.py
   7. record the result, remove what nothing needs any more         attempt.py memory.py releases.py
+     tell the team, and whoever watches the watchers               messages.py
   8. look after it once a minute, and take back what falls ill     watch.py
-     say how all stands, and what somebody changed by hand         standing.py drift.py
+     say how all stands, and what somebody changed by hand         standing.py drift.py metrics.py
 
 Beside these: config.py and ini.py (deploy.ini over defaults.ini), host.py (machine.ini and the paths below the
 root), dotenv.py (shared/.env), errors.py (outcomes and exit codes), telling.py (the line of a failure that says

@@ -19,18 +19,10 @@ from typing import Any, NamedTuple
 import github
 
 TIME = "%Y-%m-%dT%H:%M:%SZ"
-ENTRIES = 200  # of a machine's history that are kept
+ENTRIES = 200  # of a machine's history that one answer may tell
+KEPT = 1000  # of a machine's history that are kept
 STATE_BYTES = 20_000_000  # of the file with what was seen; a larger one is not ours
 ANSWERED, OFF, REFUSES, SLOW = "answered", "off", "refuses", "slow"
-
-
-class Contact(NamedTuple):
-    """What came of asking a machine."""
-
-    kind: str  # answered, off (nobody is there), refuses (somebody is, but not for us), slow
-    why: str = ""
-    status: Mapping[str, Any] | None = None  # its answer, as it came
-    unhealthy: int = 0  # so many times it said so, of two
 
 
 class Answer(NamedTuple):
@@ -46,12 +38,28 @@ class Answer(NamedTuple):
     failure: str = ""  # why
     drift: tuple[str, ...] | None = None  # files and units; None: nobody knows
     held: bool = False  # a person went back from the newest commit
+    branch: str = ""  # which one it follows
     tip: str = ""  # the branch's newest commit, as this machine fetched it last
     merged: str = ""
     behind: int = 0  # commits
     behind_since: str = ""
     outcome: str = ""  # of the last attempt
     attempted: str = ""  # its time
+
+
+class Contact(NamedTuple):
+    """What came of asking a machine."""
+
+    kind: str  # answered, off (nobody is there), refuses (somebody is, but not for us), slow
+    why: str = ""  # it may name a host: only for who has asked
+    answer: Answer | None = None
+    history: Sequence[Mapping[str, str]] = ()  # of deploys, as the answer tells it
+    unhealthy: int = 0  # so many times it said so, of two
+
+
+def answered(status: Mapping[str, Any]) -> Contact:
+    """A machine's status: taken apart where it arrives, and nothing else of it is kept."""
+    return Contact(ANSWERED, "", read_answer(status), read_history(status))
 
 
 def read_answer(status: Mapping[str, Any]) -> Answer:
@@ -75,6 +83,7 @@ def read_answer(status: Mapping[str, Any]) -> Answer:
         failure=words(failure.get("reason") or failure.get("message"), 60),
         drift=None if names is None else tuple(names),
         held=tip.get("held") is True,
+        branch=words(tip.get("branch"), 40),
         tip=commit_of(tip),
         merged=time_of(tip.get("merged")),
         behind=behind if isinstance(behind, int) and 0 <= behind < 1_000_000 else 0,
@@ -84,10 +93,10 @@ def read_answer(status: Mapping[str, Any]) -> Answer:
     )
 
 
-def read_history(status: Mapping[str, Any]) -> list[dict[str, str]]:
+def read_history(status: Mapping[str, Any], most: int = ENTRIES) -> list[dict[str, str]]:
     """The attempts that a status tells of."""
     found = status.get("history")
-    entries = [entry for entry in found[-ENTRIES:] if isinstance(entry, dict)] if isinstance(found, list) else []
+    entries = [entry for entry in found[-most:] if isinstance(entry, dict)] if isinstance(found, list) else []
     kept = [
         {
             "started": time_of(entry.get("started")),
@@ -143,9 +152,12 @@ class Known(NamedTuple):
     answer: Answer | None = None  # its last one
     answered: str = ""  # when
     asked: str = ""  # when it was asked for the first time
+    looked: str = ""  # when it was asked last
     unhealthy: bool = False  # its last answer said so
     since: Mapping[str, Sequence[str]] = {}  # question -> the state that answers it, and since when
     history: Sequence[Mapping[str, str]] = ()
+    alerts: Mapping[str, Sequence[Any]] = {}  # state -> what was told of it: see fleet_alerts.py
+    alerted: str = ""  # which look, by its time, was the last that may have told something
 
 
 class Memory(NamedTuple):
@@ -164,12 +176,23 @@ def load(path: Path) -> Memory:
     """What was seen before; nothing, if the file is not there or is damaged."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            value = json.loads(file.read(STATE_BYTES))
-    except (OSError, ValueError, RecursionError):
-        value = {}
-    value = value if isinstance(value, dict) and value.get("schema") == github.SCHEMA else {}
+            return read_memory(file.read(STATE_BYTES)) or Memory({})
+    except OSError:
+        return Memory({})
+
+
+def read_memory(text: str) -> Memory | None:
+    """What was kept as JSON; None if it is something else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or value.get("schema") != github.SCHEMA:
+        return None
+    if not isinstance(value.get("machines"), dict):
+        return None
     tip = value.get("tip")
-    known = {name: read_known(about) for name, about in table(value, "machines").items() if isinstance(about, dict)}
+    known = {name: read_known(about) for name, about in value["machines"].items() if isinstance(about, dict)}
     if not isinstance(tip, list) or len(tip) != 2:
         return Memory(known)
     return Memory(known, (commit_of({"commit": tip[0]}), time_of(tip[1])))
@@ -185,9 +208,12 @@ def read_known(value: Mapping[str, Any]) -> Known:
         answer=restored(table(value, "answer")) if table(value, "answer") else None,
         answered=time_of(value.get("answered")),
         asked=time_of(value.get("asked")),
+        looked=time_of(value.get("looked")),
         unhealthy=value.get("unhealthy") is True,
         since=since,
-        history=read_history(value),
+        history=read_history(value, KEPT),
+        alerts={state: found for state, found in table(value, "alerts").items() if isinstance(found, list)},
+        alerted=time_of(value.get("alerted")),
     )
 
 
@@ -209,18 +235,43 @@ def restored(value: Mapping[str, Any]) -> Answer:
 
 def store(path: Path, memory: Memory) -> None:
     """Replace the file at once. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(as_json(memory), file)
+    os.replace(temporary, path)
+
+
+def as_json(memory: Memory) -> dict[str, Any]:
     machines = {
         name: {**known._asdict(), "answer": known.answer._asdict() if known.answer else None}
         for name, known in memory.machines.items()
     }
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"schema": github.SCHEMA, "tip": memory.tip, "machines": machines}, file)
-    os.replace(temporary, path)
+    return {"schema": github.SCHEMA, "tip": list(memory.tip), "machines": machines}
 
 
 def merged(old: Sequence[Mapping[str, str]], new: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Two histories of one machine, without what both have."""
-    found = {(entry["started"], entry["outcome"]): entry for entry in [*old, *new]}
-    return [found[key] for key in sorted(found)][-ENTRIES:]
+    """Two histories of one machine, without what both have; what only one of them tells of an attempt stays."""
+    found: dict[tuple[str, str], Mapping[str, str]] = {}
+    for entry in [*old, *new]:
+        key = (entry["started"], entry["outcome"])
+        found[key] = {**entry, "reason": entry["reason"] or found.get(key, entry)["reason"]}
+    return [found[key] for key in sorted(found)][-KEPT:]
+
+
+def both(one: Memory, other: Memory) -> Memory:
+    """Two memories: of each machine what was seen last, and both histories. Of two that are as new, `one` counts."""
+    machines = {**other.machines, **one.machines}
+    for name in {*one.machines} & {*other.machines}:
+        newer, older = one.machines[name], other.machines[name]
+        if older.looked > newer.looked:
+            newer, older = older, newer
+        history = merged(older.history, newer.history)
+        asked = min(filter(None, [newer.asked, older.asked]), default="")
+        fresh = newer if newer.answered >= older.answered else older
+        teller = newer if newer.alerted >= older.alerted else older  # who looks without --alert tells nobody
+        machines[name] = newer._replace(
+            history=history, asked=asked, answer=fresh.answer, answered=fresh.answered, unhealthy=fresh.unhealthy,
+            alerts=teller.alerts, alerted=teller.alerted,
+        )  # fmt: skip
+    return Memory(machines, max(one.tip, other.tip, key=lambda tip: seconds_of(tip[1])))

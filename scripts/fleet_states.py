@@ -41,6 +41,7 @@ class Branch(NamedTuple):
     tip: str = ""
     merged: str = ""
     behind: Mapping[str, tuple[int, str]] = {}  # commit -> number of commits, and when the first was merged
+    name: str = ""  # as the machines that know this commit call it; empty if none says so, or not all the same
 
 
 class View(NamedTuple):
@@ -54,6 +55,7 @@ class View(NamedTuple):
     answer: Answer
     behind: tuple[int, str]  # commits (0: none, or nobody knows), and since when
     why: str
+    whys: Mapping[str, str] = {}  # of "runs" and "well"
 
 
 def is_act(state: str) -> bool:
@@ -68,6 +70,11 @@ def newest(answers: Sequence[Answer], before: tuple[str, str], now: float) -> tu
     """The branch's newest commit that anybody has seen, and when it was merged; none from the future counts."""
     found = [before, *((one.tip, one.merged) for one in answers if one.tip)]
     return max(found, key=lambda tip: seconds_of(tip[1]) if seconds_of(tip[1]) < now + 86400 else -1.0)
+
+
+def name_of(answers: Sequence[Answer], tip: str) -> str:
+    names = {one.branch for one in answers if one.branch and one.tip == tip}
+    return names.pop() if len(names) == 1 else ""
 
 
 def behind_of(answer: Answer, branch: Branch) -> tuple[int, str]:
@@ -131,7 +138,7 @@ def silent(machine: Machine, known: Known, now: float) -> tuple[str, str]:
 
 def view(machine: Machine, contact: Contact, known: Known, branch: Branch, now: float) -> tuple[View, Known]:
     """One machine as it is shown, and what is known of it from now on."""
-    fresh = fleet_answers.read_answer(contact.status) if contact.kind == ANSWERED and contact.status else None
+    fresh = contact.answer if contact.kind == ANSWERED else None
     answer = fresh or known.answer
     behind = behind_of(answer or Answer(), branch)
     (one, why), (two, other) = (
@@ -144,17 +151,30 @@ def view(machine: Machine, contact: Contact, known: Known, branch: Branch, now: 
         before = known.since.get(question, ("", ""))
         since[question] = (word, before[1] if before[0] == word and before[1] else as_time(now))
     seen = as_time(now) if fresh else known.answered
-    shown = View(machine, state, since, bool(fresh), seen, answer or Answer(), behind, other if state == two else why)
-    history = fleet_answers.read_history(contact.status) if fresh and contact.status else []
+    reason, reasons = other if state == two else why, {"runs": why, "well": other}
+    shown = View(machine, state, since, bool(fresh), seen, answer or Answer(), behind, reason, reasons)
     after = Known(
         answer=answer,
         answered=seen,
         asked=known.asked or as_time(now),
+        looked=as_time(now),
         unhealthy=fresh.healthy is False if fresh else known.unhealthy,
         since=since,
-        history=fleet_answers.merged(known.history, history),
+        history=fleet_answers.merged(known.history, contact.history),
+        alerts=known.alerts,
+        alerted=known.alerted,
     )
     return shown, after
+
+
+def recall(machine: Machine, known: Known, branch: Branch) -> View:
+    """One machine that nobody has asked now, as it was seen last."""
+    since = {}
+    for question in ("state", "runs", "well"):
+        word, time = known.since.get(question, ("", ""))
+        since[question] = (word if word in STATES else "unknown", time)
+    answer = known.answer or Answer()
+    return View(machine, since["state"][0], since, False, known.answered, answer, behind_of(answer, branch), "")
 
 
 def all_well(views: Sequence[View]) -> bool:

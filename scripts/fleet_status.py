@@ -15,10 +15,20 @@ Where they are is no part of that file. From the environment, as in push_deploy.
 `[v6]:port`) and NAME_USER, e.g. FRONTEND_HOST; DEPLOY_SSH_KEY, the private key; DEPLOY_KNOWN_HOSTS, the machines' host
 keys, which are always checked. CI's restricted key is enough.
 
-Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, or there is no machine; 2 usage.
+With --record it is also kept for everybody, in the branch deploy-status of origin: a page to read, and the history of
+each machine. In a workflow the job that may ask does not write, and the one that writes knows no machine: the first one
+leaves what it has seen in $GITHUB_OUTPUT (--hand-over), the other finds it in $NAME_SEEN. DEPLOY_STATUS_PRIVATE=true
+says that whoever can read the repository may read what a failure says; GITHUB_TOKEN is what a workflow may push with.
 
-It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_answers.py, fleet_states.py, fleet_table.py,
-push_deploy.py, github.py and deployer/.
+With --alert the team is told by the webhook $DEPLOY_WEBHOOK_URL what somebody must act on: a state that two of three
+looks have seen, again after a day and then weekly, and when it is over. With --issue one issue of the repository says
+it, too ($GITHUB_TOKEN with `issues: write`, $GITHUB_REPOSITORY, $GITHUB_API_URL).
+
+Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, there is no machine, or what was
+seen could not be recorded; 2 usage.
+
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, deployments.py, github.py,
+webhook.py and deployer/; and git, for --record.
 """
 
 from __future__ import annotations
@@ -37,22 +47,27 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+import deployments
 import fleet_answers
+import fleet_handover
+import fleet_look
+import fleet_page
 import fleet_states
 import fleet_table
+import fleet_tell
 import github
 import push_deploy
 from deployer import errors, files, ini
-from fleet_answers import OFF, REFUSES, SLOW, Contact
-from fleet_states import ALWAYS, AT_TIMES, Branch, Machine
+from fleet_answers import OFF, REFUSES, SLOW, Contact, Memory
+from fleet_handover import Seen
+from fleet_states import ALWAYS, AT_TIMES, Machine, View
 
 CONNECT_TIMEOUT = 3.0  # seconds
 WITHIN = 5.0  # seconds that a machine has to look at itself
@@ -154,7 +169,7 @@ class Question(threading.Thread):
 
     def run(self) -> None:
         contact = self.ask(["--since", self.since, "--within", f"{WITHIN:g}"])
-        if contact.status is None and contact.kind == REFUSES and "--within" in contact.why:
+        if contact.kind == REFUSES and "--within" in contact.why:
             contact = self.ask([])  # of a version that does not know that yet
         if is_unhealthy(contact):
             contact = contact._replace(unhealthy=1)
@@ -162,7 +177,7 @@ class Question(threading.Thread):
             if self.left() > PAUSE + 1.5:
                 time.sleep(PAUSE)
                 again = self.ask(["--since", self.since, "--within", f"{max(1.0, self.left() - 1):.1f}"])
-                if again.status is not None:
+                if again.answer:
                     contact = again._replace(unhealthy=2 if is_unhealthy(again) else 0)
         self.contact = contact
 
@@ -180,7 +195,7 @@ def contact_of(evidence: push_deploy.Evidence, secret: str) -> Contact:
     status = evidence.result
     if status is not None:
         if isinstance(status.get("machine"), str) and "commit" in status:
-            return Contact(fleet_answers.ANSWERED, "", status)
+            return fleet_answers.answered(status)
         return Contact(REFUSES, "its answer is of another kind than this script knows")
     if evidence.is_stalled:
         return Contact(SLOW, f"it did not answer within {CUT_OFF:g} s")
@@ -189,13 +204,12 @@ def contact_of(evidence: push_deploy.Evidence, secret: str) -> Contact:
 
 
 def is_unhealthy(contact: Contact) -> bool:
-    return contact.status is not None and contact.status.get("healthy") is False
+    return contact.answer is not None and contact.answer.healthy is False
 
 
-def ask_all(
-    machines: Sequence[Machine], memory: fleet_answers.Memory, options: argparse.Namespace
-) -> dict[str, Contact]:
+def ask_all(machines: Sequence[Machine], memory: Memory, options: argparse.Namespace) -> dict[str, Seen]:
     """Ask all machines at the same time. Raises UsageError."""
+    began = time.time()
     places = targets(machines, options)
     key = text_of("DEPLOY_SSH_KEY", options.key, "--key")
     known_hosts = text_of("DEPLOY_KNOWN_HOSTS", options.known_hosts, "--known-hosts")
@@ -219,66 +233,163 @@ def ask_all(
             question.join(max(0.0, deadline + 0.5 - time.monotonic()))
         for question in questions:
             question.ssh.end()
-        return {question.machine: question.contact for question in questions}
+        found = {question.machine: question.contact for question in questions}
+    if options.record or options.hand_over or options.alert:  # others read it: no host, no user
+        found = {
+            name: fleet_handover.hidden(one, [places[name].host, places[name].user]) for name, one in found.items()
+        }
+    return {name: Seen(began, contact) for name, contact in found.items()}
 
 
-def cursor(memory: fleet_answers.Memory, machine: Machine) -> str:
+def cursor(memory: Memory, machine: Machine) -> str:
     """From when on a machine's history is not known yet."""
     history = memory.machines[machine.name].history if machine.name in memory.machines else ()
     return max((entry["started"] for entry in history), default="2000-01-01T00:00:00Z")
 
 
-def behind_in_clone(folder: Path, tip: str, commits: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """How far commits are behind the newest one, where a clone that is here has them: machines may be off."""
+# --- from one job of a workflow to another
+
+
+def handed_over(machines: Sequence[Machine]) -> dict[str, Seen] | None:
+    """What another job has seen, from $NAME_SEEN; None if there is no such variable, and so this one is to ask."""
+    names = {machine.name: f"{github.prefix(machine.name)}_SEEN" for machine in machines}
+    if not any(name in os.environ for name in names.values()):
+        return None
     found = {}
-    for commit in dict.fromkeys(commits):
-        if commit and tip and commit != tip:
-            query = ["git", "-C", str(folder), "rev-list", "--timestamp", "--first-parent", f"{commit}..{tip}", "--"]
-            count = ["git", "-C", str(folder), "rev-list", "--count", f"{commit}..{tip}", "--"]
-            with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-                times, number = (
-                    subprocess.run(argv, capture_output=True, text=True, check=True, timeout=1).stdout.split("\n")
-                    for argv in (query, count)
-                )
-                oldest = [line.split()[0] for line in times if line][-1:]
-                if oldest:
-                    found[commit] = int(number[0]), fleet_answers.as_time(float(oldest[0]))
+    for machine, name in names.items():
+        one = fleet_handover.unpack(os.environ.get(name, ""), time.time())
+        if one:
+            found[machine] = one
+        elif name in os.environ:
+            warn(f"{machine}: nobody has asked it: the log of its job says why")
+        else:
+            warn(f"{machine}: nobody has asked it: add it to fleet.yml, as the top of that file says")
     return found
+
+
+def hand_over(seen: Mapping[str, Seen]) -> None:
+    """Write NAME=HEX to $GITHUB_OUTPUT, and say what came of it. Raises UsageError."""
+    path = os.environ.get("GITHUB_OUTPUT")
+    if not path:
+        raise errors.UsageError("--hand-over is for a job of a workflow: $GITHUB_OUTPUT is not set")
+    with open(path, "a", encoding="utf-8") as file:
+        for name, one in seen.items():
+            file.write(f"{name}={fleet_handover.pack(one, tells())}\n")
+            print(f"{name}: {one.contact.kind}{f': {one.contact.why}' if one.contact.why else ''}")
+
+
+def tells() -> bool:
+    """Whether the repository is known to be private: only there it is written what a failure says."""
+    return os.environ.get("DEPLOY_STATUS_PRIVATE") == "true"
+
+
+def warn(text: str) -> None:
+    print(f"fleet_status.py: {text}", file=sys.stderr, flush=True)
+    github.Console().annotate("warning", "fleet", text)
 
 
 # --- all of it
 
 
-def look(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Ask, remember and show: as JSON, and for people. Raises UsageError."""
-    began, now, inventory = time.monotonic(), time.time(), Path(options.inventory)
+def look(options: argparse.Namespace) -> int:
+    """Ask, remember, show; return the exit code. Raises UsageError."""
+    inventory = Path(options.inventory)
     everybody = read_inventory(inventory)
     machines = chosen(everybody, options.machine)
-    place = fleet_answers.place_of(inventory)
-    memory = fleet_answers.load(place)
-    contacts = ask_all(machines, memory, options) if machines else {}
-    fresh = {name: fleet_answers.read_answer(contact.status) for name, contact in contacts.items() if contact.status}
-    tip, merged = fleet_states.newest([*fresh.values()], memory.tip, now)
-    kept = [known.answer for known in memory.machines.values() if known.answer]
-    commits = [answer.commit for answer in [*fresh.values(), *kept]]
-    branch = Branch(tip, merged, behind_in_clone(inventory.resolve().parent, tip, commits))
-    views = []
-    for machine in machines:
-        before = memory.machines.get(machine.name, fleet_answers.Known())
-        view, memory.machines[machine.name] = fleet_states.view(machine, contacts[machine.name], before, branch, now)
-        views.append(view)
-    names = {machine.name for machine in everybody}
-    known = {name: about for name, about in memory.machines.items() if name in names}
+    channels = channels_of(options)
+    with tempfile.TemporaryDirectory(prefix="fleet-status-") as scratch:
+        asks = options.record or options.hand_over
+        shared = fleet_look.Shared(inventory.resolve().parent, everybody, Path(scratch), asks)
+        if asks and shared.problem:
+            warn(shared.problem)
+        own, began = fleet_answers.load(fleet_answers.place_of(inventory)), time.monotonic()
+        before = fleet_answers.both(own, shared.read.memory)
+        handed = handed_over(machines) if options.record else None
+        seen = ask_all(machines, before, options) if machines and handed is None else handed or {}
+        if options.hand_over:
+            hand_over(seen)
+            return 0
+        told = fleet_tell.NOBODY
+        if channels:
+            told = tell(fleet_look.judge(everybody, seen, before, shared.folder), seen, before, channels)
+        if options.record and seen:
+            found = record(shared, seen, own, told)
+        else:
+            found = fleet_look.judge(everybody, seen, before, shared.folder, told)
+    remember(fleet_answers.place_of(inventory), found.memory)
+    views = found.of([machine.name for machine in machines])
+    show(found, views, options, 0.0 if handed else time.monotonic() - began)
+    return 0 if fleet_states.all_well(views) and not (asks and shared.problem) else 1
+
+
+def channels_of(options: argparse.Namespace) -> fleet_tell.Channels | None:
+    """Where alerts are told, if they are. Raises UsageError."""
+    if options.issue and not options.alert:
+        raise errors.UsageError("--issue: goes with --alert")
+    if options.alert and options.hand_over:
+        raise errors.UsageError("--alert: of the job that records (--record), not of the one that hands over")
+    return fleet_tell.channels(os.environ, options.issue, tells()) if options.alert else None
+
+
+def tell(
+    found: fleet_look.Look, seen: Mapping[str, Seen], before: Memory, channels: fleet_tell.Channels
+) -> fleet_tell.Told:
+    """Tell the team what there is to say; what could not be told is a warning."""
+    told = fleet_tell.tell(found.everybody, seen, before.machines, channels, time.time())
+    for problem in told.problems:
+        warn(problem)
+    return told
+
+
+def record(shared: fleet_look.Shared, seen: Mapping[str, Seen], own: Memory, told: fleet_tell.Told) -> fleet_look.Look:
+    """Write what was seen to the shared memory; what cannot be written is told."""
+    before = shared.problem
+    found = shared.record(seen, own, tells(), told)
+    if shared.problem and not before:
+        warn(shared.problem)
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        with open(page, "a", encoding="utf-8") as file:
+            file.write(fleet_page.summary(found.everybody, found.branch, tells()))
+    problem = deployments.record(facts_of(seen), os.environ)
+    if problem:
+        warn(problem)
+    for view in found.everybody:
+        if fleet_states.is_act(view.state):
+            advice = fleet_states.ADVICE[view.state]
+            github.Console().annotate("warning", f"{view.machine.name}: {view.state}", advice)
+    return found
+
+
+def facts_of(seen: Mapping[str, Seen]) -> list[deployments.Fact]:
+    """What those that answered run, for GitHub's page: a boot's deploy gets there when it is first seen."""
+    answers = {name: one.contact.answer for name, one in seen.items() if one.contact.answer}
+    return [
+        deployments.Fact(name, answer.commit, since=answer.since, by=answer.by)
+        for name, answer in answers.items()
+        if answer and answer.commit and not answer.running and answer.outcome != "broken"
+    ]
+
+
+def remember(place: Path, memory: Memory) -> None:
     try:
-        fleet_answers.store(place, fleet_answers.Memory(known, (tip, merged)))
+        fleet_answers.store(place, memory)
     except OSError as error:
         print(f"fleet_status.py: {place} could not be written: {error.strerror}", file=sys.stderr)
-    is_well = fleet_states.all_well(views)
-    spent = time.monotonic() - began
-    found = fleet_table.as_json(views, branch, spent, is_well, known if options.history else None)
-    if options.history:
-        return found, fleet_table.show_history(known, [machine.name for machine in machines])
-    return found, fleet_table.show(views, branch, spent, now) if machines else f"{inventory}: has no machine\n"
+
+
+def show(found: fleet_look.Look, views: Sequence[View], options: argparse.Namespace, seconds: float) -> None:
+    known = found.memory.machines
+    if options.json:
+        is_well = fleet_states.all_well(views)
+        told = fleet_table.as_json(views, found.branch, seconds, is_well, known if options.history else None)
+        print(json.dumps(told), flush=True)
+    elif options.history:
+        print(fleet_table.show_history(known, [view.machine.name for view in views]), end="", flush=True)
+    elif views:
+        print(fleet_table.show(views, found.branch, seconds, time.time()), end="", flush=True)
+    else:
+        print(f"{options.inventory}: has no machine", flush=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -295,6 +406,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--machine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     add("--json", action="store_true", help="print one JSON line on stdout")
     add("--history", action="store_true", help="what was deployed where, as far as it is known; oldest first")
+    add("--record", action="store_true", help="keep what is seen in origin's branch deploy-status, for everybody")
+    add("--hand-over", action="store_true", help="only ask, and leave what is seen to a job that records it")
+    add("--alert", action="store_true", help="tell $DEPLOY_WEBHOOK_URL what somebody must act on, and when it is over")
+    add("--issue", action="store_true", help="with --alert: by an issue, too; $GITHUB_TOKEN, $GITHUB_REPOSITORY")
     add("--inventory", default="machines.ini", metavar="FILE", help="default: machines.ini")
     add("--host", action="append", default=[], type=host, metavar="NAME=HOST", help="default: $NAME_HOST; repeatable")
     add("--user", help="on all machines; default: $NAME_USER")
@@ -307,10 +422,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main_inner(arguments: Sequence[str]) -> int:
     """Return the exit code. Raises errors.UsageError."""
-    options = make_parser().parse_args(arguments)
-    found, text = look(options)
-    print(json.dumps(found) if options.json else text, end="\n" if options.json else "", flush=True)
-    return 0 if found["well"] else 1
+    return look(make_parser().parse_args(arguments))
 
 
 def main() -> NoReturn:

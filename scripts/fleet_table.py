@@ -36,10 +36,13 @@ def age(since: str, now: float) -> str:
 
 def summary(views: Sequence[View], branch: Branch, seconds: float, now: float) -> str:
     answered = sum(view.answered for view in views)
-    newest = f"the newest commit is {branch.tip[:8]}, merged {age(branch.merged, now)} ago" if branch.tip else ""
+    name = branch.name or "the newest commit"
+    newest = f"{name} is {branch.tip[:8]}, merged {age(branch.merged, now)} ago" if branch.tip else ""
     known = newest or "no machine has said what the newest commit is"
     machines = f"{len(views)} machine{'s' * (len(views) != 1)} asked"
-    return f"{known};\n{machines}, {answered or 'none'} answered, {seconds:.1f} s\n"
+    asked = f"{machines}, {answered or 'none'} answered" + (f", {seconds:.1f} s" if seconds else "")
+    line = f"{known}; {asked}\n"
+    return line if len(line) <= WIDTH + 1 else f"{known};\n{asked}\n"
 
 
 def row(view: View, branch: Branch, now: float) -> list[str]:

@@ -4,13 +4,14 @@
 Reads each machine's result in hex, as push_deploy.py left it in the job's outputs: from $NAME_RESULT
 (FRONTEND_RESULT for frontend), or all from $DEPLOY_RESULTS, a JSON object NAME -> result, which has room
 for a few only: Linux takes 128 KB in one variable. Writes a table to $GITHUB_STEP_SUMMARY and annotations to
-the log, tells $DEPLOY_WEBHOOK_URL if there is one, and ends with the run's verdict:
+the log, tells $DEPLOY_WEBHOOK_URL if there is one, brings GitHub's page of deployments up to date if $GITHUB_TOKEN is
+set, and ends with the run's verdict:
 
   0  every machine that answered runs the commit (or something newer); others are offline
   1  a machine that answered does not, or an expected machine left no result
   2  usage error
 
-It needs Python 3.9 or newer and, beside it, github.py and deployer/.
+It needs Python 3.9 or newer and, beside it, github.py, deployments.py, webhook.py and deployer/.
 """
 
 from __future__ import annotations
@@ -25,21 +26,19 @@ if sys.version_info < (3, 9):
     raise SystemExit(2)
 
 import dataclasses
-import http.client
 import json
 import os
 import re
 import subprocess
-import threading
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import deployments
 import github
+import webhook
 from deployer import errors
 
 EXIT_BAD = 1
-WEBHOOK_TIMEOUT = 10.0  # seconds
 PAGE_BYTES = 900_000  # of the page: GitHub throws one of more than 1 MiB away
 GANTT_CHARS = 40_000  # mermaid draws nothing if there are more than 50,000
 STEPS = 30  # of a machine that are shown
@@ -168,17 +167,6 @@ def headline(machines: Sequence[Machine]) -> str:
 # --- the summary page ----------------------------------------------------------------------------------
 
 
-def cell(text: str, limit: int = 300) -> str:
-    """Text from a machine as a table cell: no markup, no line break, no mention of anybody."""
-    text = words(text)
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    text = text.replace("://", ":\0").replace("www.", "www\1")  # no link that nobody wrote
-    for char in "\\`*_{}[]()#+!|~$":
-        text = text.replace(char, "\\" + char)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
-    return text.replace("\0", "&#47;&#47;").replace("\1", "&#46;")
-
-
 def commits_cell(machine: Machine) -> str:
     """From which commit to which, linked where GitHub says where the repository is."""
     if not machine.commit:
@@ -207,13 +195,13 @@ def steps_cell(machine: Machine) -> str:
     ran = [step for step in machine.steps if step.get("result") != "skipped"]
     skipped = [step for step in machine.steps if step.get("result") == "skipped"]
     parts = [
-        f"{'**failed** ' if step.get('result') == 'failed' else ''}{cell(str(step.get('name')), 40)}:"
-        f" {cell(str(step.get('why')), 120)}"
+        f"{'**failed** ' if step.get('result') == 'failed' else ''}{github.cell(str(step.get('name')), 40)}:"
+        f" {github.cell(str(step.get('why')), 120)}"
         for step in ran[:STEPS]
     ]
     parts += [f"and {len(ran) - STEPS} more"] if len(ran) > STEPS else []
     if skipped:
-        parts.append("unchanged: " + ", ".join(cell(str(step.get("name")), 40) for step in skipped[:STEPS]))
+        parts.append("unchanged: " + ", ".join(github.cell(str(step.get("name")), 40) for step in skipped[:STEPS]))
     return "<br>".join(parts) or "-"
 
 
@@ -238,14 +226,16 @@ def summary(machines: Sequence[Machine]) -> str:
 def row_of(machine: Machine, steps: str) -> str:
     outcome = f"{machine.symbol} {machine.about.words}"
     time = f"{machine.seconds:.1f} s" if machine.result else "-"
-    return f"| {' | '.join([cell(machine.name), outcome, commits_cell(machine), time, steps])} |"
+    return f"| {' | '.join([github.cell(machine.name), outcome, commits_cell(machine), time, steps])} |"
 
 
 def notes_of(machine: Machine) -> list[str]:
     """What there is to say of it below the table: what to do, and the last lines of what failed."""
     advice, notes = machine.about.advice, []
     if advice:
-        notes.append(f"\n**{cell(machine.name)}**: {cell(machine.message, 1000)}  \nWhat to do: {advice}.")
+        notes.append(
+            f"\n**{github.cell(machine.name)}**: {github.cell(machine.message, 1000)}  \nWhat to do: {advice}."
+        )
     if machine.is_bad and machine.detail:
         notes.append("\n".join(["", *("    " + line for line in machine.detail.splitlines())]))
     return notes
@@ -303,55 +293,34 @@ def annotation_lines(machines: Sequence[Machine]) -> list[str]:
     return lines
 
 
-def chat(text: str, limit: int = 500) -> str:
-    """Text from a machine for a chat: no mention, link or markup in it works, be it Slack's, Mattermost's or another's.
-
-    What they give a meaning to is replaced by what looks like it, and all is put into a code span.
-    """
-    text = words(text)
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    for char, other in (("<", "\u2039"), (">", "\u203a"), ("@", "\uff20"), ("`", "'"), ("://", ": //"), ("](", "] (")):
-        text = text.replace(char, other)
-    return f"`{text}`"
-
-
 def webhook_text(machines: Sequence[Machine]) -> str:
-    link = "{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}/actions/runs/{GITHUB_RUN_ID}"
-    try:
-        run = link.format_map(os.environ)
-    except KeyError:
-        run = ""
     lines = [headline(machines)]
     for machine in machines:
         is_update = machine.outcome == "deployed" and machine.previous
         span = f" {machine.previous[:8]} to {machine.commit[:8]}" if is_update else ""
-        why = f": {chat(machine.message)}" if machine.is_bad else ""
+        why = f": {webhook.chat(machine.message)}" if machine.is_bad else ""
         lines.append(f"{machine.symbol} {machine.name}: {machine.about.words}{span}{why}")
-    return "\n".join([*lines, run]).strip()
+    return "\n".join([*lines, webhook.run_link()]).strip()
 
 
-def tell_webhook(url: str, machines: Sequence[Machine]) -> str:
-    """Post the report; return what went wrong, or nothing. The address is a secret and never shown."""
-    body = {"text": webhook_text(machines), "results": [m.result for m in machines if m.result]}
-    problem = [f"no answer within {WEBHOOK_TIMEOUT:g} s"]
-
-    def post() -> None:
-        problem[0] = post_problem(url, json.dumps(body).encode())
-
-    # a time-out of urllib's is for each read: an answer that drips would be waited for without end
-    thread = threading.Thread(target=post, daemon=True)
-    thread.start()
-    thread.join(WEBHOOK_TIMEOUT)
-    return f"the webhook could not be told: {problem[0]}" if problem[0] else ""
+# --- GitHub's page of deployments ------------------------------------------------------------------------------
 
 
-def post_problem(url: str, body: bytes) -> str:
-    headers = {"Content-Type": "application/json", "User-Agent": "deploy-machine"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=WEBHOOK_TIMEOUT):
-            return ""
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{type(error).__name__} {getattr(error, 'code', '')}".strip()
+def facts_of(machine: Machine, merged: str) -> list[deployments.Fact]:
+    """What is known of a machine now. merged: this run's commit; another one, which a person chose, no boot brings."""
+    if machine.outcome == "offline":
+        waits = machine.wanted == merged
+        return [deployments.Fact(machine.name, merged, deployments.QUEUED)] if waits else []
+    words = machine.about.words
+    wanted = machine.wanted or (merged if os.environ.get("GITHUB_EVENT_NAME") == "push" else "")  # it got not so far
+    failed = dict.fromkeys([wanted] if machine.is_bad and wanted != machine.commit else [])
+    if machine.outcome == "broken":
+        failed[machine.commit] = None
+    facts = [deployments.Fact(machine.name, commit, deployments.FAILED, words=words) for commit in failed]
+    if machine.outcome == "broken" or not machine.commit:
+        return facts
+    by = "cd" if machine.outcome == "deployed" else ""  # else it was there before, whoever brought it
+    return [*facts, deployments.Fact(machine.name, machine.commit, deployments.RUNS, by=by)]
 
 
 # --- command line --------------------------------------------------------------------------------------------
@@ -381,9 +350,14 @@ def main_inner(arguments: Sequence[str]) -> int:
     for line in annotation_lines(machines):
         print(line)
     url = os.environ.get("DEPLOY_WEBHOOK_URL", "")
-    problem = tell_webhook(url, machines) if url else ""
+    results = [machine.result for machine in machines if machine.result]
+    problem = webhook.tell(url, webhook_text(machines), {"results": results}) if url else ""
     if problem:
         print(github.annotation("warning", "webhook", problem))
+    merged = os.environ.get("GITHUB_SHA", "")
+    problem = deployments.record([fact for machine in machines for fact in facts_of(machine, merged)], os.environ)
+    if problem:
+        print(github.annotation("warning", "deployments", problem))
     print(headline(machines))
     return verdict(machines)
 

@@ -179,6 +179,13 @@ def file_systems(root: Path) -> Iterator[str]:
         yield f"{root}: {shown}: deploys rename between them, which only works on one: move both to one file system"
 
 
+def metrics(folder: Path, user: str) -> Iterator[str]:
+    """Whether deploys may write metrics there."""
+    if ground.exists(folder) and ground.call("test", "-w", str(folder), user=user, check=False).returncode:
+        mend = f"chgrp {user} {folder} && chmod g+w {folder}"
+        yield f"{folder}: {user} may not write there, so there are no metrics; or name another with --metrics: {mend}"
+
+
 def proxy(repo: str, env_file: Path) -> Iterator[str]:
     """A proxy that this machine's people use, and deploys do not know of."""
     texts = [ground.read_text(ENVIRONMENT) or "", *(f"{key}={value}" for key, value in os.environ.items())]

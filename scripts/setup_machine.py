@@ -84,6 +84,7 @@ def look(work: Work) -> None:
     work.found += [*looks.account(work.user), *looks.sshd(work.user, folder / "authorized_keys")]
     work.found += looks.sudo(work.user, sudo.path(work), wanted.sudo_calls(work.settings, options.role, work.app))
     work.found += [*looks.owners(root, work.user), *looks.file_systems(root)]
+    work.found += looks.metrics(Path(options.metrics), work.user) if options.metrics else []
     work.found += looks.proxy(options.repo, root / "shared" / ".env")
     if wanted.is_ssh(options.repo):
         place, port = wanted.ssh_place(options.repo)
@@ -119,7 +120,7 @@ def remove_all(work: Work) -> int:
 def remember(work: Work) -> None:
     """What an earlier run was told, and this one was not, stays; that is said."""
     work.server_name = work.options.server_name or tree.said(work, "server_name")
-    for key in ("branch", "server_name"):
+    for key in ("branch", "server_name", "metrics"):
         option, said = f"--{key.replace('_', '-')}", tree.said(work, key)
         if said and not getattr(work.options, key):
             work.notes.append(f"{key} = {said} stays, as {option} said once; {option} with another value changes it")

@@ -60,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="HOST",
         help="for which host nginx is to pass requests; default: for every one",
     )
+    parser.add_argument("--metrics", type=root, metavar="DIR", help="where node_exporter's textfile collector looks")
     parser.add_argument(
         "--site", default="", metavar="FILE", help="nginx's site; default: deploy/nginx/*.conf, or a built-in one"
     )

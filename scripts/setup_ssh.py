@@ -111,6 +111,7 @@ def remote_command(options: argparse.Namespace, archive: str, version: str, ask_
     arguments += ["--allowed-signers", "allowed_signers"] if options.allowed_signers else []
     arguments += ["--app", options.app] if options.app else []
     arguments += ["--server-name", options.server_name] if options.server_name else []
+    arguments += ["--metrics", options.metrics] if options.metrics else []
     for flag in ("check", "replace", "remove", "install-packages"):
         arguments += [f"--{flag}"] if getattr(options, flag.replace("-", "_")) else []
     arguments += ["--seen-as", options.ssh.rpartition("@")[2], "--needs", ",".join(options.needs)]

@@ -34,6 +34,8 @@ def make(work: Work) -> None:
         work.file(env, "# Settings of the application: NAME=value, one a line.\n", 0o640, user, work.runs_as)
     if work.options.allowed_signers:
         work.file(work.root / "allowed_signers", work.options.allowed_signers, 0o644, "root", "root")
+    if work.options.metrics:  # given by root now: what machine.ini names could be of deploy's choice
+        work.directory(Path(work.options.metrics), 0o775, "root", user, only_if_missing=True)
     work.file(work.root / "machine.ini", machine_ini(work), 0o644, "root", "root")
     script(work)
 
@@ -67,7 +69,7 @@ def machine_ini(work: Work) -> str:
     values["verify"] = "signatures" if options.allowed_signers else ""
     if not parser.has_section("machine"):
         parser.add_section("machine")
-    values |= {"app": work.app, "server_name": work.server_name}
+    values |= {"app": work.app, "server_name": work.server_name, "metrics": options.metrics}
     for key, value in values.items():
         if value:
             parser["machine"][key] = value
@@ -93,11 +95,14 @@ def script(work: Work) -> None:
 
 def knows(work: Work, path: Path) -> bool:
     """Whether that version can read what machine.ini says: keys that it does not know would stop it."""
-    if not work.app and not work.server_name:
+    keys = ["server_name"] if work.app or work.server_name else []
+    keys += ["metrics"] if work.options.metrics or said(work, "metrics") else []
+    if not keys:
         return True
     target = ground.link_target(path) or ""
     version = work.root / carrier.FOLDER / os.path.basename(os.path.dirname(target))
-    return bool(target) and "server_name" in (ground.read_text(version / carrier.PACKAGE / "host.py") or "")
+    text = ground.read_text(version / carrier.PACKAGE / "host.py") or ""
+    return bool(target) and all(key in text for key in keys)
 
 
 def is_whole(path: Path, versions: Path) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
 from deployer import (
-    VERSION,
     draining,
     drift,
     errors,
@@ -22,6 +20,8 @@ from deployer import (
     lock,
     log,
     memory,
+    messages,
+    metrics,
     migrations,
     mirror,
     releases,
@@ -36,9 +36,6 @@ Result = Mapping[str, Any]  # one JSON object, keys as the contract has them
 MESSAGE_WIDTH, MANY_WARNINGS = 1500, 5  # characters of a message or warning
 REASON_WIDTH = 60  # characters
 RESULT_BYTES = 16_000  # of a result as JSON
-WEBHOOK_TIMEOUT = 15.0  # seconds for all of it, however slowly it answers
-# what chat programs take for a mention or a link, which a machine's message must not make
-CHAT = {"<": "\u2039", ">": "\u203a", "@": "\uff20", "](": "] (", "://": ": //"}
 Story = Callable[[memory.Progress], memory.Outcome]
 
 
@@ -247,17 +244,20 @@ def report(progress: memory.Progress, result: Result) -> None:
     text = f"{result['outcome']}: {result['message']} ({result['seconds']:g} s)"
     tell(text, DEPLOY_OUTCOME=result["outcome"], DEPLOY_COMMIT=result["commit"] or "")
     log.progress(text)
+    metrics.tell(progress.machine, result["healthy"], is_new=result["outcome"] == "deployed")
 
 
 def tell_team(machine: host.Machine, result: Result, also_unchanged: bool = False) -> None:
-    """Post what a boot did to DEPLOY_WEBHOOK_URL of shared/.env; pushes are reported by their workflow.
+    """Post what a boot did to DEPLOY_WEBHOOK_URL of shared/.env, and ping; pushes are reported by their workflow.
 
     The services run by now, and whatever becomes of the message, the boot's outcome stands.
     also_unchanged: something else was told before, and is over.
     """
     if result["outcome"] != "unchanged" or also_unchanged:
-        post(machine, boot_message(machine, result), [result])
+        messages.post(machine, boot_message(machine, result), [result])
     if result["trigger"] == "boot":
+        if result["outcome"] != "busy":  # another deploy is going on: how that ends, nobody here knows
+            messages.ping(machine, errors.OUTCOMES[result["outcome"]].is_good)
         memory.note_told(machine)
 
 
@@ -267,40 +267,6 @@ def tell_usage_error(request: memory.Request, error: errors.UsageError) -> None:
     result = result_of(progress, memory.Outcome("failed", str(error), error.detail))
     memory.record(request.machine, result)
     tell_team(request.machine, result)
-
-
-def post(machine: host.Machine, text: str, results: list[Result]) -> None:
-    """Tell the webhook, if there is one; nobody waits for it longer than WEBHOOK_TIMEOUT."""
-    sender = run.Background(lambda: send(machine, text, results))
-    sender.join(WEBHOOK_TIMEOUT)
-    if sender.is_alive():
-        log.warning(f"the webhook could not be told: it did not end within {WEBHOOK_TIMEOUT:g} s")
-
-
-def send(machine: host.Machine, text: str, results: list[Result]) -> None:
-    import http.client  # noqa: PLC0415
-    import urllib.request  # noqa: PLC0415
-
-    try:
-        variables = files.parse_variables(tools.read_env(machine))
-        url = variables.get("DEPLOY_WEBHOOK_URL", "")
-        if not url:
-            return
-        os.environ.update(tools.proxies(machine))  # as urllib looks for them there
-        body = json.dumps({"text": without_markup(text), "results": results}).encode()
-        headers = {"Content-Type": "application/json", "User-Agent": f"deploy-machine/{VERSION}"}
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10):
-            log.info("the webhook was told")
-    except (OSError, ValueError, errors.DeployError, http.client.HTTPException) as error:
-        # the address is a secret: it must not get into the log with the error
-        log.warning(f"the webhook could not be told: {type(error).__name__}")
-
-
-def without_markup(text: str) -> str:
-    """A message in which a chat program finds nobody to call and nothing to click on."""
-    for mark, harmless in CHAT.items():
-        text = text.replace(mark, harmless)
-    return text
 
 
 def boot_message(machine: host.Machine, result: Result) -> str:

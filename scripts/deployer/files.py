@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import errno
 import fcntl
@@ -27,6 +28,11 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"  # how every time is written: UTC
 def now() -> str:
     """The present time in UTC, to the second, as in 2026-01-02T03:04:05Z."""
     return time.strftime(TIME, time.gmtime())
+
+
+def seconds(text: str) -> float:
+    """A time as now() writes it, in seconds since 1970. Raises ValueError, OverflowError."""
+    return float(calendar.timegm(time.strptime(text, TIME)))
 
 
 def write(path: Path, text: str, mode: int = 0o644, durable: bool = True) -> None:

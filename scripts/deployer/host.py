@@ -15,7 +15,7 @@ FETCH_TIMEOUT = 60.0  # seconds
 BOOT_TIMEOUT = 600.0  # longest that a boot holds the services back
 
 # The keys of [machine] in machine.ini, and what they are if it says nothing.
-MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify", "app", "server_name"), "")
+MACHINE_INI = dict.fromkeys(("name", "roles", "repo", "branch", "verify", "app", "server_name", "metrics"), "")
 MACHINE_INI |= {"fetch_timeout": str(FETCH_TIMEOUT), "boot_timeout": str(BOOT_TIMEOUT)}
 
 
@@ -33,6 +33,7 @@ class Machine(NamedTuple):
     owns_services: bool  # without machine.ini no service is touched
     app: str = ""  # one of several applications on a machine: its units have this in their names
     server_name: str = ""  # by which nginx knows it
+    metrics: str = ""  # the directory of node_exporter's textfile collector, if it is to have some
 
     @property
     def mirror(self) -> Path:
@@ -89,6 +90,8 @@ def load(
             raise errors.UsageError(f"{differ}: run setup_machine.py for another role, or ask (in cd.yml) for these")
         if section["verify"] not in ("", "signatures"):  # anything else must not be taken for "no"
             raise errors.UsageError(f"verify = {section['verify']}: the only way to verify is `signatures`")
+        if section["metrics"] and not section["metrics"].startswith("/"):
+            raise errors.UsageError(f"metrics = {section['metrics']}: name a directory by its absolute path")
         return Machine(
             root=root,
             name=section["name"] or socket.gethostname().partition(".")[0],
@@ -101,6 +104,7 @@ def load(
             owns_services=bool(own),
             app=section["app"],
             server_name=section["server_name"],
+            metrics=section["metrics"],
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import os
 import time
@@ -132,6 +131,7 @@ def tip_of(machine: host.Machine, current: releases.Release | None) -> dict[str,
     fetched = (machine.mirror / "FETCH_HEAD").stat().st_mtime
     behind, since = source.behind(current.commit if current else "", tip)
     return {
+        "branch": machine.branch or (current.settings().branch if current else ""),
         "commit": tip,
         "fetched": as_time(fetched),
         "merged": as_time(source.time_of(tip)),
@@ -155,7 +155,7 @@ def as_time(moment: float) -> str:
 def seconds(text: str) -> float:
     """A time as files.now() writes it, in seconds since 1970; 0: it is none."""
     with contextlib.suppress(ValueError, OverflowError):
-        return float(calendar.timegm(time.strptime(text, files.TIME)))
+        return files.seconds(text)
     return 0.0
 
 

@@ -17,6 +17,8 @@ from deployer import (
     lock,
     log,
     memory,
+    messages,
+    metrics,
     releases,
     replacing,
     run,
@@ -51,11 +53,15 @@ def watch(request: memory.Request) -> attempt.Result:
             result = attempt.result_of(progress, outcome)
             if outcome.name != "unchanged":
                 attempt.report(progress, result)
+            else:  # a directory that is missing is told by each deploy, and not once a minute
+                metrics.write(request.machine, outcome.healthy)
             memory.clear_running(request.machine)
     except errors.Busy as error:  # a deploy is going on: it looks by itself
         return attempt.result_of(progress, memory.Outcome("busy", str(error)))
     if outcome.name != "unchanged":
         attempt.tell_team(request.machine, result)
+    if outcome.name != "unchanged" or outcome.healthy is not None:  # else there was nothing to look at
+        messages.ping(request.machine, bool(outcome.name == "unchanged" and outcome.healthy))
     return result
 
 
@@ -152,4 +158,4 @@ def tell(machine: host.Machine, release: releases.Release, problem: str) -> None
     """Say once that a release fell ill after its probation, and once that it is well again."""
     text = f"{release.short} is not well: {problem}" if problem else f"{release.short} is well again"
     (log.error if problem else log.notice)(text)
-    attempt.post(machine, f"{machine.name}: {text}", [])
+    messages.post(machine, f"{machine.name}: {text}", [])

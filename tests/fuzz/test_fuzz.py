@@ -22,7 +22,10 @@ from hypothesis.strategies import SearchStrategy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import deployer.ini
+import fleet_alerts
 import fleet_answers
+import fleet_handover
+import fleet_page
 import fleet_states
 import fleet_status
 import fleet_table
@@ -340,6 +343,10 @@ def test_results_of_the_machines(text: str) -> None:
 # --- fleet_status.py ----------------------------------------------------------------------------------------
 
 STATUS_KEYS = "machine commit activated trigger healthy reason running failing last last_failure tip drift history"
+KEPT = st.builds(
+    lambda values: {"schema": 1, "machines": {"web": {"alerts": {"FAILED": values, "x": values}}}},
+    st.lists(st.one_of(JSON, st.sampled_from(["11", "2026-01-02T03:04:05Z", 1, True, []])), min_size=9, max_size=9),
+)
 FORGED = {
     "tip": st.dictionaries(st.sampled_from(["commit", "merged", "behind", "since", "held"]), JSON, max_size=2),
     "history": st.lists(st.dictionaries(st.sampled_from(["started", "outcome", "reason"]), JSON), max_size=2),
@@ -354,21 +361,38 @@ MOMENTS = st.one_of(ANY, NUMBERS, st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-
 
 
 @fuzz
-@given(STATUSES, st.one_of(JSON_TEXT, STATUSES.map(json.dumps)), st.sampled_from(["answered", "off"]))
+@given(
+    STATUSES, st.one_of(JSON_TEXT, STATUSES.map(json.dumps), KEPT.map(json.dumps)), st.sampled_from(["answered", "off"])
+)
 def test_a_status_from_a_machine(folder: Path, status: dict[str, Any], kept: str, kind: str) -> None:
     """From its answer to the table, the JSON and what is kept: bounded and printable, and read again as it was."""
     machine, branch, now = fleet_states.Machine("web"), fleet_states.Branch("b" * 40, "2026-01-02T03:04:05Z"), 1.8e9
     write(folder / "fleet.json", kept)
     before = fleet_answers.load(folder / "fleet.json").machines.get("web", fleet_answers.Known())
-    contact = fleet_answers.Contact(kind, "", status if kind == "answered" else None)
+    contact = fleet_answers.answered(status) if kind == "answered" else fleet_answers.Contact(kind)
     view, known = fleet_states.view(machine, contact, before, branch, now)
     fleet_states.newest([view.answer], ("", ""), now)
+    told = fleet_alerts.tell([view], {"web": fleet_alerts.restored(before)}, now)
+    assert len(fleet_alerts.text(told.lines, now)) < 2000
     shown = fleet_table.show([view], branch, 1.0, now) + fleet_table.show_history({"web": known}, ["web"])
     assert all(char.isprintable() or char == "\n" for char in shown), shown
     assert max(map(len, shown.splitlines())) <= 130
     assert len(json.dumps(fleet_table.as_json([view], branch, 1.0, False, {"web": known}))) < 100_000
+    handed = fleet_handover.unpack(fleet_handover.pack(fleet_handover.Seen(now, contact), True), now)
+    assert handed and handed.contact._replace(history=[*handed.contact.history]) == contact._replace(
+        history=[*contact.history]
+    )
+    page = fleet_page.page([view], fleet_answers.Memory({"web": known}), branch, known.looked, True)
+    assert all(char.isprintable() or char == "\n" for char in page), page
     fleet_answers.store(folder / "fleet.json", fleet_answers.Memory({"web": known}))
     assert fleet_answers.load(folder / "fleet.json").machines["web"].answer == known.answer
+
+
+@fuzz
+@given(ANY)
+def test_what_another_job_hands_over(text: str) -> None:
+    assert fleet_handover.unpack(text, 1.8e9) is None
+    assert fleet_handover.unpack(text.encode("utf-8", "replace").hex(), 1.8e9) is None
 
 
 @fuzz

@@ -32,16 +32,23 @@ class Ci:
             self.world.machine(name)
         return self.world.known_hosts()
 
-    def start(self, event: Event, on_line: Callable[[str, str], None] | None = None, **secrets: str) -> Run:
+    def start(
+        self,
+        event: Event,
+        on_line: Callable[[str, str], None] | None = None,
+        name: str = "cd.yml",
+        looks: bool = False,
+        **secrets: str,
+    ) -> Run:
         """Start a run; secrets given here replace those of the repository (an empty one is not there).
 
-        on_line: called with the leg's name and each line of its log.
+        on_line: called with the leg's name and each line of its log. looks: at all machines, too, after a deploy.
         """
         self.runs += 1
         workdir = self.world.directory / f"run{self.runs}"
         namespace = self.world.network.namespace("runner")
         run = Run(
-            self.world.clone / ".github/workflows/cd.yml", event, workdir=workdir,
+            self.world.clone / ".github/workflows" / name, event, workdir=workdir, without=() if looks else ("fleet",),
             repository=str(self.world.clone), secrets={**self.secrets, **secrets},
             wrap=["ip", "netns", "exec", namespace], on_line=on_line, concurrency=self.concurrency,
         )  # fmt: skip

@@ -101,7 +101,7 @@ def merge(ci: Ci, world: World, old: str, new: str) -> Run:
     """Merge a change of the page's heading and run cd.yml for it, showing its log as it comes."""
     head = world.commit(world.edit(CHANGE, f"<h1>{old}</h1>", f"<h1>{new}</h1>"), f"heading: {new}")
     say(f"merged {head[:8]}; running .github/workflows/cd.yml")
-    run = ci.start(push(head), on_line=lambda leg, line: print(f"  {leg:22} | {line}", flush=True))
+    run = ci.start(push(head), looks=True, on_line=lambda leg, line: print(f"  {leg:22} | {line}", flush=True))
     return run.wait(240)
 
 

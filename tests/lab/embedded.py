@@ -30,6 +30,7 @@ import tomllib
 from lab.host import REPOSITORY, cache, call
 from lab.image import EXAMPLE, say
 from lab.page import Page
+from lab.world import MACHINES_INI
 from waiting import wait_for
 from workflow import Concurrency, Run, push
 
@@ -215,6 +216,11 @@ class Demo:
         assert f"{machine})" in cd
         cd = cd.replace(f"{machine})", f'{machine} --root "{self.folder}/$MACHINE/root")')  # not /srv/app
         (self.clone / ".github/workflows/cd.yml").write_text(cd)
+        fleet = (REPOSITORY / ".github/workflows/fleet.yml").read_text()
+        assert fleet.count(" --hand-over\n") == 1
+        fleet = fleet.replace(" --hand-over\n", f' --hand-over --root "{self.folder}/$MACHINE/root"\n')
+        (self.clone / ".github/workflows/fleet.yml").write_text(fleet)
+        (self.clone / "machines.ini").write_text(MACHINES_INI)
         check = CHECK.format(address=self.address)
         (self.clone / "deploy.ini").write_text(DEPLOY_INI.format(python=PYTHON, address=self.address, check=check))
         for name in ("pyproject.toml", "poetry.lock"):

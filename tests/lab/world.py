@@ -36,6 +36,7 @@ from waiting import wait_for
 NUMBERS = {"services": 3, "scheduler": 5, "frontend": 6, "third": 7}
 ROLES = {"scheduler": ["scheduler"], "frontend": ["frontend"]}
 REPO_URL = "git@git.lab:/srv/git/app.git"
+MACHINES_INI = "[scheduler]\nroles = scheduler\non = always\n[frontend]\nroles = frontend\non = at-times\n"
 
 DOT_ENV = """\
 SECRET_KEY="for tests only"
@@ -304,7 +305,9 @@ class World:
             for name in ("scripts", "systemd"):
                 shutil.copytree(REPOSITORY / name, clone / name, ignore=ignore)
             (clone / ".github/workflows").mkdir(parents=True)
-            shutil.copy(REPOSITORY / ".github/workflows/cd.yml", clone / ".github/workflows")
+            for name in ("cd.yml", "fleet.yml"):
+                shutil.copy(REPOSITORY / ".github/workflows" / name, clone / ".github/workflows")
+            (clone / "machines.ini").write_text(MACHINES_INI)
             self.git("init", "-q", "-b", "main")
             self.commit({}, "the application")
         return clone

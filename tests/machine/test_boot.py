@@ -288,7 +288,7 @@ def test_the_team_is_told_and_a_webhook_that_hangs_delays_nothing(world: World) 
     services.sh("systemd-run --quiet --unit=hook python3 /root/hook.py")
     env = frontend.root / "srv/app/shared/.env"
     plain = env.read_text()
-    env.write_text(plain + "DEPLOY_WEBHOOK_URL=http://services:8099/secret\n")
+    env.write_text(plain + "DEPLOY_WEBHOOK_URL=http://services:8099/secret\nDEPLOY_PING_URL=http://services:8099/p\n")
     world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
     newest = world.commit(world.edit("board/views.py", "[:40]", "[:30]"))
     frontend.boot()
@@ -296,6 +296,8 @@ def test_the_team_is_told_and_a_webhook_that_hangs_delays_nothing(world: World) 
     body = json.loads((services.root / "root/body.json").read_text())
     assert re.fullmatch(rf"frontend caught up: [0-9a-f]{{8}} to {newest[:8]}, 2 commits behind, \d+ s", body["text"])
     assert body["results"][0]["commit"] == newest
+    frontend.run("systemctl", "start", "deploy-watch.service")  # it may have looked by itself, too
+    assert {*pings(world)} == {"/p"}
     frontend.shut_down()
 
     env.write_text(plain + "DEPLOY_WEBHOOK_URL=http://services:8098/secret\n")  # accepts, and never answers
@@ -318,8 +320,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         open("/root/bodies", "ab").write(body + b"\\n")
         self.send_response(200)
         self.end_headers()
+    def do_GET(self):
+        open("/root/pings", "a").write(self.path + "\\n")
+        self.send_response(200)
+        self.end_headers()
 http.server.HTTPServer(("", 8099), Handler).serve_forever()
 """
+
+
+def pings(world: World) -> list[str]:
+    """What was asked for since this was asked last."""
+    path = world.machine("services").root / "root/pings"
+    found = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return found
 
 
 def told(world: World) -> list[str]:
@@ -336,7 +350,9 @@ def test_a_script_that_cannot_run_is_told_and_the_site_comes_up(world: World) ->
     (services.root / "root/hook.py").write_text(WEBHOOK)
     services.sh("systemd-run --quiet --unit=hook python3 /root/hook.py")
     env = frontend.root / "srv/app/shared/.env"
-    env.write_text(env.read_text() + "DEPLOY_WEBHOOK_URL=http://services:8099/secret\n")
+    env.write_text(
+        env.read_text() + "".join(f"DEPLOY_{name}_URL=http://services:8099/x\n" for name in ("WEBHOOK", "PING"))
+    )
     link = frontend.root / "srv/app/bin/deploy_machine.py"
     leads_to = os.readlink(link)
     package = (link.parent / leads_to).parent / "deployer"
@@ -352,6 +368,7 @@ def test_a_script_that_cannot_run_is_told_and_the_site_comes_up(world: World) ->
     assert "frontend: failed at boot: the deploy at boot ended with exit code 1: SyntaxError: " in text
     assert "journalctl -b -u deploy-on-startup.service" in text
     assert last(frontend)["message"] in text
+    assert pings(world) == ["/x/fail"]
     assert frontend.health()["status"] == 200
     (package / "cli.py").write_text(whole)
 

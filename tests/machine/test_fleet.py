@@ -1,4 +1,4 @@
-"""fleet_status.py against real machines, with the restricted key: one that is cut off is told as it was last seen."""
+"""Real machines, with the restricted key, looked at by fleet_status.py and by fleet.yml: also one that is cut off."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from typing import Any
 
 from lab.ci import Ci
 from lab.world import World
+from workflow import Run, push, schedule
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/fleet_status.py"
-INVENTORY = "[scheduler]\nroles = scheduler\non = always\n[frontend]\nroles = frontend\non = at-times\n"
 
 
 def ask(ci: Ci, *words: str) -> tuple[int, str, float]:
     """Exit code, stdout and seconds, on the runner."""
     world = ci.world
     inventory = world.clone / "machines.ini"
-    if not inventory.exists():
-        inventory.write_text(INVENTORY)
     env = {"PATH": "/usr/bin:/bin", "XDG_STATE_HOME": str(world.directory / "state"), **ci.secrets}
     namespace = ["ip", "netns", "exec", world.network.namespace("runner")]
     argv = [*namespace, sys.executable, str(SCRIPT), "--inventory", str(inventory), *words]
@@ -41,6 +39,17 @@ def machines(ci: Ci) -> tuple[int, dict[str, Any]]:
     return code, found
 
 
+def look(ci: Ci) -> tuple[Run, str]:
+    """A run of fleet.yml that it was time for, and the branch's page; again while a machine does not know itself."""
+    for _ in range(6):
+        run = ci.start(schedule(ci.world.git("rev-parse", "HEAD")), name="fleet.yml").wait(120)
+        page = ci.world.git("show", "deploy-status:README.md")
+        if " unknown since " not in page and "UNHEALTHY" not in page:
+            break
+    assert not [leg.dropped for leg in run.legs if leg.dropped], run.log
+    return run, page
+
+
 def test_a_machine_that_was_cut_off_and_boots_again(world: World) -> None:
     ci = Ci(world)
     scheduler, frontend = world.boot("scheduler"), world.boot("frontend")
@@ -48,6 +57,7 @@ def test_a_machine_that_was_cut_off_and_boots_again(world: World) -> None:
     assert (code, [seen[name]["state"] for name in seen]) == (0, ["ok", "ok"]), seen
     assert seen["frontend"]["drift"] == seen["scheduler"]["drift"] == []
     left = seen["frontend"]["commit"]
+    assert look(ci)[0].conclusion == "success"
 
     frontend.cut()
     newest = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
@@ -58,6 +68,9 @@ def test_a_machine_that_was_cut_off_and_boots_again(world: World) -> None:
     assert f"\nscheduler  ok     {newest[:8]}" in out
     assert f"\nfrontend   off    {left[:8]}?  1, " in out
     assert "           ? as last seen " in out and "it catches up when it boots" in out
+    run, page = look(ci)
+    assert (run.conclusion, "# All is well\n" in page) == ("success", True), page
+    assert "\n| frontend | off since " in page and f"[`{left[:8]}`]" in page and " ? | 1 commit, since " in page
 
     world.boot("frontend")
     for path in ("etc/systemd/system/scheduler.service", "srv/app/current/board/views.py"):
@@ -68,3 +81,14 @@ def test_a_machine_that_was_cut_off_and_boots_again(world: World) -> None:
     assert (seen["frontend"]["state"], seen["frontend"]["commit"], seen["frontend"]["by"]) == ("ok", newest, "boot")
     assert (code, seen["scheduler"]["state"]) == (1, "DRIFTED"), seen
     assert seen["scheduler"]["drift"] == ["board/views.py", "scheduler.service", "machine.ini"]
+
+    run, page = look(ci)
+    assert (run.conclusion, "# Act: scheduler is DRIFTED\n" in page) == ("failure", True), page
+    assert "10.0.0." not in page and "views.py" not in page
+    brought = json.loads(world.git("show", "deploy-status:machines/frontend.jsonl").splitlines()[-1])
+    assert (brought["trigger"], brought["commit"]) == ("boot", newest), "nobody has watched that boot"
+    subjects = world.git("log", "--format=%s", "deploy-status").splitlines()
+    assert subjects[0] == "scheduler: ok to DRIFTED, frontend: off to ok", subjects
+
+    deploy = ci.start(push(world.commit({}, "again")), looks=True).wait(240)
+    assert (deploy.conclusion, "## All is well\n\nmain is [`" in deploy.summary) == ("success", True), deploy.log

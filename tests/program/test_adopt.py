@@ -22,6 +22,7 @@ from workflow import parse
 
 ADOPT = REPOSITORY / "scripts/adopt.py"
 CD = ".github/workflows/cd.yml"
+FLEET = ".github/workflows/fleet.yml"
 MANAGE = """\
 import os, sys
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
@@ -139,7 +140,7 @@ def test_an_application_that_lacks_nothing_gets_the_files_and_nothing_else(ready
     assert "+wsgi_app = " in said.out
     ready.adopt("--check", code=1)
     ready.adopt("--write")
-    for path in ("scripts/deploy_machine.py", "scripts/deployer/defaults.ini", "scripts/setup_machine.py", CD):
+    for path in ("scripts/deploy_machine.py", "scripts/deployer/defaults.ini", "scripts/fleet_record.py", CD, FLEET):
         assert ready.text(path) == (REPOSITORY / path).read_text()
     for path in (REPOSITORY / "systemd").iterdir():
         assert ready.text(f"systemd/{path.name}") == path.read_text()
@@ -618,7 +619,8 @@ def test_the_default_branch_is_named_where_it_matters(app: Adopted) -> None:
     workflow = parse(app.origin / CD)
     assert workflow["on"]["push"] == {"branches": ["master"]}
     assert "github.ref == 'refs/heads/master' &&" in str(workflow["jobs"]["deploy"]["if"])
-    assert not re.search(r"\bmain\b", app.text(CD))
+    assert not re.search(r"\bmain\b", app.text(CD) + app.text(FLEET))
+    assert "github.ref == 'refs/heads/master' &&" in str(parse(app.origin / FLEET)["jobs"]["ask"]["if"])
     assert app.text("deploy.ini").endswith("\n\n[deploy]\nbranch = master\n")
     app.git("checkout", "-q", "-b", "feature")
     app.adopt("--check")
@@ -651,6 +653,13 @@ def test_cd_yml_for_other_machines(ready: Adopted) -> None:
     assert secrets == {name: said(f"secrets.{name}") for name in names}
     assert {name for name in report if name.endswith("_RESULT")} == {"WEB_1_RESULT", "NIGHT_RESULT", "WEB2_RESULT"}
     assert "'web-1 night Web2'" in str(report["EXPECT"])
+    fleet = parse(ready.origin / FLEET)["jobs"]
+    assert fleet["ask"]["strategy"]["matrix"]["include"] == [{"machine": name} for name in ("web-1", "night", "Web2")]
+    assert fleet["ask"]["outputs"] == {name: said(f"steps.ask.outputs.{name}") for name in ("web-1", "night", "Web2")}
+    assert {*names} < {*fleet["ask"]["steps"][1]["env"]} and "SCHEDULER_HOST" not in ready.text(FLEET)
+    seen = {name: value for name, value in fleet["record"]["steps"][1]["env"].items() if name.endswith("_SEEN")}
+    outputs = {"WEB_1_SEEN": "web-1", "NIGHT_SEEN": "night", "WEB2_SEEN": "Web2"}
+    assert seen == {name: said(f"needs.ask.outputs.{machine}") for name, machine in outputs.items()}
     assert "scheduler`" not in ready.text(CD) and "frontend`" not in ready.text(CD)
     zizmor(ready.origin / ".github/workflows")
     ready.adopt("--check")
@@ -670,8 +679,9 @@ def zizmor(folder: Path) -> None:
 def test_a_machine_more_in_machines_ini_comes_into_cd_yml(ready: Adopted) -> None:
     ready.adopt("--write")
     ready.put({"machines.ini": ready.text("machines.ini") + "\n[night]\nroles = scheduler\non = always\n"})
-    assert "cd.yml  is of an earlier version" in ready.adopt("--write").out
-    assert "NIGHT_HOST" in ready.text(CD)
+    written = ready.adopt("--write").out
+    assert "cd.yml  is of an earlier version" in written and "fleet.yml  is of an earlier version" in written
+    assert "NIGHT_HOST" in ready.text(CD) and "NIGHT_HOST" in ready.text(FLEET)
 
 
 def test_a_copy_by_hand_keeps_its_machines(ready: Adopted) -> None:
@@ -683,9 +693,12 @@ def test_a_copy_by_hand_keeps_its_machines(ready: Adopted) -> None:
 
 
 def test_a_cd_yml_of_their_own_stays(app: Adopted) -> None:
-    app.put({**READY, CD: "name: CD\non: push\n"}).adopt("--write", "--replace")
-    assert app.text(CD) == "name: CD\non: push\n"
-    assert parse(app.origin / ".github/workflows/deploy-machines.yml")["jobs"]["deploy"]
+    own = "name: CD\non: push\n"
+    app.put({**READY, CD: own, FLEET: own}).adopt("--write", "--replace")
+    assert app.text(CD) == app.text(FLEET) == own
+    jobs = parse(app.origin / ".github/workflows/deploy-machines.yml")["jobs"]
+    assert jobs["fleet"]["uses"] == "./.github/workflows/deploy-fleet.yml"
+    assert parse(app.origin / jobs["fleet"]["uses"])["jobs"]["ask"]
     app.adopt("--check")
 
 

@@ -58,6 +58,24 @@ def test_what_is_carried_over_ssh() -> None:
     assert arguments[arguments.index("--authorize") + 1] == "authorize.pub"
 
 
+def test_where_metrics_go_is_written_to_machine_ini_and_stays(tmp_path: Path) -> None:
+    options = options_with(metrics="/var/lib/node_exporter/textfile_collector")
+    assert "--metrics /var/lib/node_exporter/textfile_collector " in setup_ssh.remote_command(options, "/x", "", False)
+    work = Work(options_with(root=str(tmp_path), check=True, metrics="/var/lib/metrics"), SETTINGS)
+    (tmp_path / "machine.ini").write_text(setup_tree.machine_ini(work))
+    assert "metrics = /var/lib/metrics\n" in (tmp_path / "machine.ini").read_text()
+    work.options.metrics = None
+    assert setup_tree.machine_ini(work) == (tmp_path / "machine.ini").read_text()
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin/deploy_machine.py"
+    script.symlink_to("../deployers/0123456789abcdef/deploy_machine.py")
+    for text, knows in (('"name", "server_name"', False), ('"name", "metrics"', True)):
+        host = tmp_path / "deployers/0123456789abcdef/deployer/host.py"
+        host.parent.mkdir(parents=True, exist_ok=True)
+        host.write_text(text)
+        assert setup_tree.knows(work, script) == knows, "a version that does not know the key would stop at it"
+
+
 def test_a_file_that_cannot_be_carried_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "systemd").mkdir()
     (tmp_path / "systemd" / ".x.service.swp").write_bytes(b"\xff")

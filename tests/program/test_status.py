@@ -83,7 +83,8 @@ def test_when_it_was_activated_is_written_by_the_switch(app: App) -> None:
 
 def test_how_it_stands_to_the_branch_as_it_was_fetched_last(app: App) -> None:
     app.deploy()
-    assert app.run("status").result["tip"]["behind"] == 0
+    tip = app.run("status").result["tip"]
+    assert (tip["branch"], tip["behind"]) == ("main", 0)
     one, _ = app.commit({"src/a": "b\n"}), app.commit({"src/a": "c\n"})
     merged = int(app.git("show", "-s", "--format=%ct", one))
     app.run("plan")  # fetches

@@ -25,12 +25,21 @@ class Webhook:
 
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
-        told = self.told
+        self.pings: list[str] = []
+        self.code = 200
+        own = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(200)
+                own.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.answer()
+
+            def do_GET(self) -> None:
+                own.pings.append(self.path)
+                self.answer()
+
+            def answer(self) -> None:
+                self.send_response(own.code)
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
@@ -47,7 +56,8 @@ class Webhook:
 def webhook(app: App) -> Iterator[Webhook]:
     found = Webhook()
     app.deploy()
-    (app.root / "shared/.env").write_text(f"DEPLOY_WEBHOOK_URL=http://127.0.0.1:{found.server.server_port}/x\n")
+    address = f"http://127.0.0.1:{found.server.server_port}"
+    (app.root / "shared/.env").write_text(f"DEPLOY_WEBHOOK_URL={address}/x\nDEPLOY_PING_URL={address}/secret?a=b\n")
     app.deploy()
     yield found
     found.server.shutdown()
@@ -88,6 +98,59 @@ def test_a_boot_that_finds_another_deploy_in_the_way(app: App, webhook: Webhook)
         assert app.run(*BOOT, "--lock-timeout", "0.3").code == 75
     assert last(app)["outcome"] == "busy"
     assert "busy at boot" in webhook.texts()[0]
+
+
+def test_a_boot_pings_whoever_waits_for_it(app: App, webhook: Webhook) -> None:
+    assert app.run(*BOOT).result["outcome"] == "unchanged"
+    app.commit({"deploy.ini": DEPLOY_INI + "[step x]\nrun = false\n"})
+    assert app.run(*BOOT).code == 10
+    (app.root / "machine.ini").write_text("[machine]\nverify = maybe\n")
+    assert app.run(*BOOT).code == 2
+    (app.root / "machine.ini").unlink()
+    with open(app.root / "state/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert app.run(*BOOT, "--lock-timeout", "0.3").code == 75
+    app.run("deploy")
+    assert webhook.pings == ["/secret?a=b", "/secret/fail?a=b", "/secret/fail?a=b"], "nothing of busy, nor of a push"
+
+
+def test_a_ping_that_does_not_arrive_is_one_quiet_line(app: App, webhook: Webhook) -> None:
+    webhook.code = 500
+    done = app.run(*BOOT)
+    assert (done.code, done.result["outcome"]) == (0, "unchanged")
+    assert [line for line in done.log.splitlines() if " ping " in line] == ["the ping did not arrive: HTTPError"]
+    assert "secret" not in done.log
+
+
+def test_each_look_of_watch_is_a_ping(app: App, webhook: Webhook) -> None:
+    address = f"http://127.0.0.1:{webhook.server.server_port}/healthz"
+    none = "[role scheduler]\nservices =\n[role frontend]\nslots =\nreload =\n[role worker]\n"
+    text = DEPLOY_INI.replace("[role web]", f"[role web]\nhealth = {address}")
+    app.commit({"deploy.ini": text.replace("[role worker]\nservices = worker.service\n", none)})
+    (app.root / "machine.ini").write_text("[machine]\nname = one\nroles = web\n")  # else no URL is asked
+    app.deploy()
+
+    def look() -> list[str]:
+        webhook.pings.clear()
+        app.run("watch", patch="watch.PAUSE = 0")
+        return [path for path in webhook.pings if path != "/healthz"]
+
+    assert look() == ["/secret?a=b"]
+    webhook.code = 500
+    assert look() == ["/secret/fail?a=b"]
+    with open(app.root / "state/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert look() == [], "a deploy is going on, and nothing was looked at"
+
+
+def test_what_tells_of_a_boot_that_could_not_run_pings_too(app: App, webhook: Webhook) -> None:
+    (app.root / "machine.ini").write_text("[machine]\nname = one\n")
+    script = Path(__file__).resolve().parents[2] / "scripts/deploy_failed.py"
+    argv = [sys.executable, "-IS", str(script), str(app.root), "deploy-on-startup-of-nobody.service"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert webhook.pings == ["/secret/fail?a=b"]
+    assert webhook.texts()[0].startswith("one: failed at boot: ")
+    assert (done.stderr, "secret" in done.stdout) == ("", False)
 
 
 def test_a_repository_out_of_reach_is_told_once_and_when_that_is_over(app: App, webhook: Webhook) -> None:
@@ -143,8 +206,8 @@ def test_whether_there_is_a_network(tmp_path: Path) -> None:
     assert subprocess.check_output(asks, env=env) == b"True\n"
 
 
-@pytest.mark.parametrize("how", ["drips", "never answers"])
-def test_a_webhook_that_takes_its_time_is_not_waited_for(app: App, how: str) -> None:
+@pytest.mark.parametrize(("who", "how"), [("webhook", "drips"), ("webhook", "never answers"), ("ping", "drips")])
+def test_a_webhook_or_ping_that_takes_its_time_is_not_waited_for(app: App, who: str, how: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(20)
     is_over = threading.Event()
@@ -163,12 +226,13 @@ def test_a_webhook_that_takes_its_time_is_not_waited_for(app: App, how: str) -> 
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/secret"
         app.deploy()
         app.commit({"code.py": "2"})
-        (app.root / "shared/.env").write_text(f"DEPLOY_WEBHOOK_URL={address}\n")
+        (app.root / "shared/.env").write_text(f"DEPLOY_{who.upper()}_URL={address}\n")
         began = time.monotonic()
-        done = app.run(*BOOT, patch="attempt.WEBHOOK_TIMEOUT = 2.0")
+        done = app.run(*BOOT, patch=f"messages.{who.upper()}_TIMEOUT = 2.0")
         assert done.result["outcome"] == "deployed"
         assert time.monotonic() - began < 9
-        assert "the webhook could not be told: it did not end within 2 s" in done.log
+        problem = "the webhook could not be told" if who == "webhook" else "the ping did not arrive"
+        assert f"{problem}: it did not end within 2 s" in done.log
         assert "secret" not in done.log
     finally:
         is_over.set()

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from deployments_api import TOKEN, DeploymentsApi
 from small_app import App
+from test_told import Webhook
 from waiting import wait_for
-from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push
+from workflow import Concurrency, Run, Unsupported, WorkflowError, dispatch, parse, push, schedule
 from workflow.commands import Masker, parse_command, read_pairs
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / ".github" / "workflows"
@@ -38,7 +40,8 @@ def execute(tmp_path: Path) -> Iterator[Execute]:
 
     def execute(jobs: str, *, head: str = ON_PUSH, start: bool = False, **options: Any) -> Run:
         number = len(runs)
-        file = tmp_path / f"workflow-{number}.yml"
+        file = tmp_path / f".github/workflows/workflow-{number}.yml"
+        file.parent.mkdir(parents=True, exist_ok=True)
         jobs = textwrap.dedent(jobs)
         file.write_text(f"{textwrap.dedent(head)}\njobs:\n{textwrap.indent(jobs, '  ')}")
         options = {"event": push(SHA), "workdir": tmp_path / f"run-{number}", **options}
@@ -333,6 +336,33 @@ def test_legs_run_at_the_same_time_and_their_outputs_merge_by_key(execute: Execu
     assert run.leg("a", machine="two").green
 
 
+def test_github_records_a_job_of_an_environment_unless_it_says_otherwise(execute: Execute) -> None:
+    step = 'runs-on: ubuntu-24.04, steps: [{shell: bash, run: "true"}]'
+    run = execute(f"""\
+        a: {{environment: x, {step}}}
+        b: {{environment: {{name: x, deployment: false}}, {step}}}
+        c: {{environment: {{name: "${{{{ inputs.x && 'x' || '' }}}}", deployment: false}}, {step}}}
+        d: {{environment: {{name: x, deployment: "${{{{ inputs.x == 'x' }}}}"}}, {step}}}
+        e: {{environment: {{name: x}}, {step}}}
+        f: {{environment: {{name: ''}}, {step}}}
+        """)
+    found = {leg.job: (leg.environment, leg.is_recorded) for leg in run.legs}
+    expected = {"a": ("x", True), "b": ("x", False), "c": ("", False), "d": ("x", False), "e": ("x", True)}
+    assert found == {**expected, "f": ("", False)}
+    for wrong in ("{deployment: false}", "{name: x, deployment: maybe}"):
+        with pytest.raises(WorkflowError):
+            execute(f"a: {{environment: {wrong}, {step}}}")
+
+
+def test_the_token_of_a_job_is_hidden_like_a_secret(execute: Execute) -> None:
+    job = "permissions: {contents: read, deployments: write}, runs-on: ubuntu-24.04"
+    run = execute(
+        f"a: {{{job}, steps: [{{env: {{T: '${{{{ github.token }}}}'}}, shell: bash, run: 'echo it is $T'}}]}}",
+        token="ghs_x",
+    )
+    assert "\nit is ***\n" in run.leg("a").log
+
+
 # Time limits and cancelling
 
 
@@ -462,6 +492,100 @@ def test_of_the_runs_that_wait_in_a_group_only_the_newest_stays(execute: Execute
     assert third.leg("a").started >= first.leg("a").ended
 
 
+def test_in_a_group_with_a_queue_all_wait_for_their_turn(execute: Execute, tmp_path: Path) -> None:
+    group, go = Concurrency(), tmp_path / "go"
+    jobs = f"a: {{runs-on: ubuntu-24.04, steps: [{{shell: bash, run: 'until [ -e {go} ]; do sleep 0.02; done'}}]}}"
+    head = f"{ON_PUSH}\nconcurrency: {{group: look, queue: max}}"
+    runs = []
+    for _ in range(3):
+        runs.append(execute(jobs, head=head, concurrency=group, start=True))
+        until(lambda: runs[0].legs and (len(runs) == 1 or runs[-1].waits), "the first runs, the others wait")
+    go.touch()
+    assert [run.wait(PATIENCE).conclusion for run in runs] == ["success"] * 3
+    assert runs[0].leg("a").ended <= runs[1].leg("a").started <= runs[1].leg("a").ended <= runs[2].leg("a").started
+
+
+# A workflow that another one calls
+
+
+CALLED = """\
+name: Called
+on: {workflow_call: {inputs: {word: {type: string, default: nothing}, loud: {type: boolean, default: true}}}}
+permissions: {contents: read}
+jobs:
+  one:
+    name: One
+    runs-on: ubuntu-24.04
+    outputs: {said: "${{ steps.say.outputs.said }}"}
+    steps:
+      - id: say
+        env: {TEXT: "${{ inputs.word }} ${{ inputs.loud }} ${{ github.ref }}", KEY: "${{ secrets.KEY }}"}
+        shell: bash
+        run: echo "said=$TEXT $GITHUB_WORKFLOW $GITHUB_EVENT_NAME $GITHUB_JOB ${#KEY}" >>$GITHUB_OUTPUT
+  two:
+    needs: one
+    permissions: {contents: write}
+    runs-on: ubuntu-24.04
+    steps: [{env: {SAID: "${{ needs.one.outputs.said }}"}, shell: bash, run: 'echo "$SAID"; exit ${SAID: -1}'}]
+"""
+CALL = "permissions: {contents: write}, uses: ./.github/workflows/called.yml"
+
+
+@pytest.fixture
+def call(execute: Execute, tmp_path: Path) -> Execute:
+    """Run a workflow of which only the call is given."""
+    (tmp_path / ".github/workflows").mkdir(parents=True, exist_ok=True)
+    (tmp_path / ".github/workflows/called.yml").write_text(CALLED)
+    return lambda call, **options: execute(f"a: {{name: A, {call}}}", secrets={"KEY": "12345"}, **options)
+
+
+def test_a_called_workflow_has_the_event_of_its_caller_and_inputs_of_its_own(call: Execute) -> None:
+    run = call(f"{CALL}, with: {{word: hello, loud: false}}", head="name: Caller\n" + ON_PUSH)
+    assert "\nhello false refs/heads/main Caller push one 0\n" in run.leg("a/two").log
+    assert [leg.name for leg in run.legs] == ["A / One", "A / two"]
+    assert (run.jobs["a"].result, run.conclusion) == ("success", "success")
+
+
+def test_a_called_workflow_has_secrets_only_if_they_are_given_and_its_failure_counts(call: Execute) -> None:
+    run = call(f"{CALL}, secrets: inherit")
+    assert "\nnothing true refs/heads/main workflow-0.yml push one 5\n" in run.leg("a/two").log
+    assert {name: job.result for name, job in run.jobs.items()} == {
+        "a": "failure",
+        "a/one": "success",
+        "a/two": "failure",
+    }
+    assert run.conclusion == "failure"
+
+
+def test_what_github_refuses_of_a_call_is_refused(call: Execute, execute: Execute, tmp_path: Path) -> None:
+    with pytest.raises(
+        WorkflowError, match="two is requesting 'contents: write', but is only allowed 'contents: read'"
+    ):
+        call(CALL.replace("write", "read"))
+    with pytest.raises(WorkflowError, match="invalid input, x is not defined"):
+        call(f"{CALL}, with: {{x: y}}")
+    with pytest.raises(WorkflowError, match="workflow was not found"):
+        call(CALL.replace("called", "missing"))
+    with pytest.raises(WorkflowError, match="missing a workflow_call trigger"):
+        call(CALL.replace("called", "workflow-0"))
+    (tmp_path / ".github/workflows/called.yml").write_text(CALLED + "concurrency: {group: x}\n")
+    with pytest.raises(WorkflowError, match="a deadlock for concurrency group 'x'"):
+        call(CALL, head=f"{ON_PUSH}\nconcurrency: {{group: x}}")
+    with pytest.raises(WorkflowError, match="does not start on push"):
+        execute(TRUE, head="on: {workflow_call: }")
+    for more, reason in (("secrets: {KEY: x}", "job a: secrets"), ("strategy: {matrix: {m: [1]}}", "job a: strategy")):
+        with pytest.raises(Unsupported, match=reason):
+            call(f"{CALL}, {more}")
+
+
+def test_a_schedule_tells_nothing_of_the_repository(execute: Execute) -> None:
+    head = "on: {schedule: [{cron: '37 */6 * * *'}]}"
+    step = "env: {F: '${{ github.event.repository.fork }}', V: '${{ github.repository_visibility }}'}, shell: bash"
+    jobs = f"a: {{runs-on: ubuntu-24.04, steps: [{{{step}, run: 'echo $GITHUB_EVENT_NAME $V [$F]'}}]}}"
+    run = execute(jobs, head=head, event=dataclasses.replace(schedule(SHA), visibility="private"))
+    assert "\nschedule private []\n" in run.leg("a").log
+
+
 # What is refused
 
 
@@ -497,6 +621,9 @@ def test_what_github_refuses_is_refused(execute: Execute) -> None:
         (ON_PUSH + "\nconcurrency: deploy", "concurrency: deploy"),
         (ON_PUSH + "\nconcurrency: {group: '${{ inputs.x }}'}", "concurrency: group"),
         (ON_PUSH + "\nconcurrency: {group: x, cancel-in-progress: true}", "cancel-in-progress: True"),
+        ("on: {schedule: [{cron: '0 0 * * *', timezone: Europe/London}]}", "on: schedule: timezone"),
+        ("on: {workflow_call: {secrets: {a: {required: true}}}}", "on: workflow_call: secrets"),
+        ("on: {workflow_call: {outputs: {a: {value: x}}}}", "on: workflow_call: outputs"),
     ],
 )
 def test_what_cd_does_not_use_at_the_top_is_refused(execute: Execute, head: str, reason: str) -> None:
@@ -510,10 +637,10 @@ def test_what_cd_does_not_use_at_the_top_is_refused(execute: Execute, head: str,
         ("container: y", "job a: container"),
         ("env: {A: b}", "job a: env"),
         ("defaults: {run: {shell: bash}}", "job a: defaults"),
-        ("permissions: {contents: read}", "job a: permissions"),
+        ("permissions: {issues: write}", "job a: permissions"),
         ("concurrency: {group: x}", "job a: concurrency"),
         ("needs: [b]", "job a: needs: ['b']"),
-        ("environment: {name: x}", "job a: environment: name"),
+        ("environment: {name: x, url: y}", "job a: environment: url"),
         ("strategy: {fail-fast: false, matrix: {include: [{m: 1}]}}", "a strategy, but no name"),
         ("name: x, strategy: {matrix: {include: [{m: 1}]}}", "job a: strategy without fail-fast"),
         ("name: x, strategy: {fail-fast: true, matrix: {include: [{m: 1}]}}", "job a: fail-fast: True"),
@@ -640,8 +767,25 @@ seen = {name: json.loads(bytes.fromhex(value))["outcome"] for name, value in res
 commits = subprocess.run(["git", "rev-list", "--count", "HEAD"], capture_output=True, text=True).stdout.strip()
 webhook = os.environ["DEPLOY_WEBHOOK_URL"]
 record = {"arguments": sys.argv[1:], "results": seen, "webhook": webhook, "commits": commits}
+record["token"] = os.environ["GITHUB_TOKEN"]
 pathlib.Path("seen.json").write_text(json.dumps(record))
 sys.exit(any(outcome not in ("deployed", "offline") for outcome in seen.values()))
+"""
+FLEET = """\
+import json, os, pathlib, sys
+names = [name for name in os.environ if name.startswith("DEPLOY_") or name.endswith(("_HOST", "_USER", "_SEEN"))]
+env = {name: os.environ[name] for name in [*names, "GITHUB_TOKEN"]}
+pathlib.Path("seen.json").write_text(json.dumps({"arguments": sys.argv[1:], "env": env}))
+outcomes = json.loads(pathlib.Path("outcomes.json").read_text())
+if "--hand-over" in sys.argv:
+    machine = sys.argv[sys.argv.index("--machine") + 1]
+    if outcomes.get("silent") == machine:
+        sys.exit(2)
+    with open(os.environ["GITHUB_OUTPUT"], "a") as file:
+        file.write(f"{machine}={machine.encode().hex()}\\n")
+else:
+    print("recorded")
+    sys.exit(outcomes.get("fleet", 0))
 """
 SECRETS = {
     "DEPLOY_SSH_KEY": "-----BEGIN KEY-----\nabcdefgh\n-----END KEY-----\n",
@@ -655,30 +799,32 @@ SECRETS = {
 
 
 class Cd:
-    """cd.yml in a repository in which the two scripts are stand-ins that write down what they get."""
+    """cd.yml and fleet.yml in a repository in which the scripts are stand-ins that write down what they get."""
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.runs: list[Run] = []
 
     def commit(self, outcomes: Mapping[str, Any], change: Callable[[str], str] = str) -> str:
-        text = change((WORKFLOWS / "cd.yml").read_text())
-        files = {".github/workflows/cd.yml": text, "scripts/push_deploy.py": PUSH, "scripts/report_deploys.py": REPORT}
+        files = {
+            f".github/workflows/{name}": change((WORKFLOWS / name).read_text()) for name in ("cd.yml", "fleet.yml")
+        }
+        files |= {"scripts/push_deploy.py": PUSH, "scripts/report_deploys.py": REPORT, "scripts/fleet_status.py": FLEET}
         return self.app.commit({**files, "outcomes.json": json.dumps(outcomes)})
 
     def run(self, outcomes: Mapping[str, Any] | None = None, **inputs: Any) -> Run:
         sha = self.commit(outcomes or {})
         return self.start(dispatch(sha, **inputs) if inputs else push(sha))
 
-    def begin(self, event: Any, secrets: Mapping[str, str] = SECRETS, **more: Any) -> Run:
-        file = self.app.origin / ".github/workflows/cd.yml"
+    def begin(self, event: Any, secrets: Mapping[str, str] = SECRETS, name: str = "cd.yml", **more: Any) -> Run:
+        file = self.app.origin / ".github/workflows" / name
         workdir = self.app.root.parent / f"run-{len(self.runs)}"
-        options: dict[str, Any] = {"repository": str(self.app.origin), "secrets": secrets, **more}
+        options: dict[str, Any] = {"repository": str(self.app.origin), "secrets": secrets, "token": "ghs_x", **more}
         self.runs.append(Run(file, event, workdir=workdir, clock=Hours(), **options).start())
         return self.runs[-1]
 
-    def start(self, event: Any, secrets: Mapping[str, str] = SECRETS) -> Run:
-        return self.begin(event, secrets).wait(PATIENCE)
+    def start(self, event: Any, secrets: Mapping[str, str] = SECRETS, name: str = "cd.yml") -> Run:
+        return self.begin(event, secrets, name).wait(PATIENCE)
 
 
 @pytest.fixture
@@ -701,12 +847,14 @@ def test_cd_deploys_a_push_to_every_machine(cd: Cd) -> None:
         assert pushed["arguments"] == ["--machine", machine, "--role", machine, "--contains", run.event.sha]
         expected = {key: value for key, value in SECRETS.items() if key != "DEPLOY_WEBHOOK_URL"}
         assert pushed["env"] == expected
-        assert run.leg("deploy", machine=machine).environment == machine
+        leg = run.leg("deploy", machine=machine)
+        assert (leg.environment, leg.is_recorded) == (machine, False), "its secrets, and no record of what was wanted"
     report = seen(run, "report")
     assert report["arguments"] == ["--expect", "scheduler", "frontend"]
     assert report["results"] == {"scheduler": "deployed", "frontend": "deployed"}
     assert report["webhook"] == SECRETS["DEPLOY_WEBHOOK_URL"]
     assert report["commits"] == "2"
+    assert report["token"] == "ghs_x"
     assert not [leg.dropped for leg in run.legs if leg.dropped]
 
 
@@ -771,10 +919,10 @@ def test_cd_starts_only_for_main(cd: Cd) -> None:
 
 
 def add_a_machine(text: str) -> str:
-    """What the comment at the top of cd.yml says, done by its marks: each place gets the line that it shows."""
-    comment = [line[1:].strip() for line in text.splitlines()[: text.splitlines().index("name: Deploy")]]
-    shown = {"options": "- worker", "include": "- { machine: worker, roles: scheduler }"}
-    assert all(any(line.endswith(value) for line in comment) for value in shown.values())
+    """What the comment at the top of a workflow says, done by its marks: each place gets the line that it shows."""
+    comment = [line[1:].strip() for line in text.partition("\nname: ")[0].splitlines()]
+    steps = [line.split(maxsplit=2) for line in comment if re.match(r"\d\. ", line)]
+    shown = {words[1].rpartition(".")[2]: words[2] for words in steps}
     result = []
     for line in text.splitlines():
         result.append(line)
@@ -782,15 +930,16 @@ def add_a_machine(text: str) -> str:
         if line.startswith("#") or "# (machine)" not in line:
             continue
         key = line.split(":")[0].strip()
-        if key in shown:
+        if key in ("options", "include") or (key == "outputs" and key in shown):
             result.append(margin + shown[key])
-        elif key == "outputs":
-            result.append(margin + "worker: ${{ steps.push.outputs.worker }}")
         elif key == "SCHEDULER_HOST":
             for name in ("WORKER_HOST", "WORKER_USER"):
                 result.append(f"{margin[2:]}{name}: ${{{{ secrets.{name} }}}}")
-        elif key == "SCHEDULER_RESULT":
-            result.append(margin[2:] + "WORKER_RESULT: ${{ needs.deploy.outputs.worker }}")
+        elif key in ("SCHEDULER_RESULT", "SCHEDULER_SEEN"):
+            result.append(
+                margin[2:]
+                + line.strip().partition(" #")[0].replace("SCHEDULER", "WORKER").replace("scheduler", "worker")
+            )
             assert any(one.endswith(result[-1].strip()) for one in comment)
         else:
             assert key == "EXPECT"
@@ -811,6 +960,9 @@ def test_cd_with_a_third_machine_as_its_comment_says(cd: Cd) -> None:
     assert report["results"] == dict.fromkeys(("scheduler", "frontend", "worker"), "deployed")
     one = cd.start(dispatch(sha, machine="worker"), secrets)
     assert seen(one, "report")["results"] == {"worker": "deployed"}
+    asked = seen(one, "fleet/ask", machine="worker")
+    assert (asked["env"]["WORKER_HOST"], asked["env"]["WORKER_USER"]) == ("10.0.0.7", "me")
+    assert seen(one, "fleet/record")["env"]["WORKER_SEEN"] == b"worker".hex()
 
 
 def test_cd_with_two_roles_on_one_machine(cd: Cd) -> None:
@@ -833,7 +985,8 @@ def test_cd_refuses_all_but_main_before_a_secret_is_used(cd: Cd, branch: str, fo
     run = cd.begin(event, on_line=lambda leg, line: names.append(leg)).wait(PATIENCE)
     assert run.conclusion == "failure"
     assert {name: job.result for name, job in run.jobs.items()} == {
-        "refuse": "failure", "deploy": "skipped", "report": "skipped",
+        "refuse": "failure", "deploy": "skipped", "report": "skipped", "fleet": "skipped",
+        **dict.fromkeys(("fleet/refuse", "fleet/ask", "fleet/record"), ""),
     }  # fmt: skip
     told = run.leg("refuse").messages("error")
     assert len(told) == 1
@@ -860,10 +1013,12 @@ def test_cd_reports_twenty_machines_with_the_longest_results(app: App, tmp_path:
     files = {f"scripts/{path.relative_to(scripts)}": path.read_text() for path in scripts.rglob("*.*") if is_text(path)}
     files[".github/workflows/cd.yml"] = cd_for(names)
     sha = app.commit(files)
+    github = DeploymentsApi("a" * 40, "b" * 40)
     run = Run(
         app.origin / ".github/workflows/cd.yml", push(sha), workdir=tmp_path / "run", repository=str(app.origin),
-        secrets=secrets, wrap=["env", f"PATH={tmp_path}/bin:{os.environ['PATH']}"],
+        secrets=secrets, wrap=["env", f"PATH={tmp_path}/bin:{os.environ['PATH']}"], token=TOKEN, api=github.url,
     ).start().wait(4 * PATIENCE)  # fmt: skip
+    github.close()
     report = run.leg("report")
     assert run.conclusion == "failure", run.log[-3000:]
     assert not [leg.dropped for leg in run.legs if leg.dropped]
@@ -877,6 +1032,8 @@ def test_cd_reports_twenty_machines_with_the_longest_results(app: App, tmp_path:
     assert report.log.count("what became of it") >= 20
     assert run.summary.count("last words") == 20
     assert f"FAILED: {', '.join(names)}" in run.summary.replace("\\-", "-")
+    page = ["success aaaaaaaa runs", "failure bbbbbbbb failed, the old release serves"]
+    assert {name: github.page(name) for name in names} == dict.fromkeys(names, page)
 
 
 def is_text(path: Path) -> bool:
@@ -885,7 +1042,9 @@ def is_text(path: Path) -> bool:
 
 def cd_for(names: list[str]) -> str:
     """cd.yml for these machines in the place of its two."""
-    text = (WORKFLOWS / "cd.yml").read_text()
+    text = (WORKFLOWS / "cd.yml").read_text().partition("\n  # What stands where")[
+        0
+    ] + "\n"  # without the look at the end
     for line in text.splitlines():
         if "frontend" in line.lower() and not line.startswith("#") and "EXPECT" not in line:
             text = text.replace(line + "\n", "".join(line_for(line, name) + "\n" for name in names), 1)
@@ -917,24 +1076,158 @@ def test_cd_promises() -> None:
     """What section 7 of the contract says of the file and a run cannot show."""
     workflow = parse(WORKFLOWS / "cd.yml")
     assert workflow["permissions"] == {"contents": "read"}
+    own = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert own.pop("fleet") == {"contents": "write", "deployments": "write"}
+    assert own == {"report": {"contents": "read", "deployments": "write"}}
     assert workflow["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
     assert workflow["on"]["push"] == {"branches": ["main"]}
     deploy = workflow["jobs"]["deploy"]
     assert deploy["continue-on-error"] is True
     assert deploy["strategy"]["fail-fast"] is False
     assert deploy["steps"][1]["timeout-minutes"] < deploy["timeout-minutes"]
-    for job in workflow["jobs"].values():
-        for step in job["steps"]:
+
+
+@pytest.mark.parametrize("name", ["cd.yml", "fleet.yml"])
+def test_no_expression_is_run_and_the_only_action_is_the_checkout(name: str) -> None:
+    for job in parse(WORKFLOWS / name)["jobs"].values():
+        for step in job.get("steps", ()):
             assert isinstance(step.get("run", ""), str), "no ${{ }} inside a run"
             if "uses" in step:
                 assert step["uses"] == "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1"
                 assert step["with"]["persist-credentials"] == "false"
 
 
+# fleet.yml
+
+
+def test_fleet_asks_each_machine_with_its_secrets_and_records_without_them(cd: Cd) -> None:
+    run = cd.start(dataclasses.replace(schedule(cd.commit({})), visibility="private"), name="fleet.yml")
+    assert run.conclusion == "success", run.log
+    for machine in ("scheduler", "frontend"):
+        leg, asked = run.leg("ask", machine=machine), seen(run, "ask", machine=machine)
+        assert asked["arguments"] == ["--machine", machine, "--hand-over"]
+        ssh = {name: value for name, value in SECRETS.items() if name != "DEPLOY_WEBHOOK_URL"}
+        assert asked["env"] == {**ssh, "GITHUB_TOKEN": "ghs_x", "DEPLOY_STATUS_PRIVATE": "true"}
+        assert (leg.environment, leg.is_recorded) == (machine, False)
+    record = seen(run, "record")
+    assert record["arguments"] == ["--record", "--alert"]
+    handed = {"SCHEDULER_SEEN": b"scheduler".hex(), "FRONTEND_SEEN": b"frontend".hex()}
+    webhook = {"DEPLOY_WEBHOOK_URL": SECRETS["DEPLOY_WEBHOOK_URL"]}
+    assert record["env"] == {**handed, **webhook, "GITHUB_TOKEN": "ghs_x", "DEPLOY_STATUS_PRIVATE": "true"}
+    assert run.leg("record").environment == ""
+    count = cd.app.git("rev-list", "--count", "HEAD", cwd=run.leg("record").workspace)
+    assert count == "2", "it counts how far machines are behind"
+
+
+def test_fleet_is_red_when_somebody_must_act_and_a_deploy_is_not(cd: Cd) -> None:
+    sha = cd.commit({"fleet": 1})
+    fleet = cd.start(dispatch(sha), name="fleet.yml")
+    assert (fleet.conclusion, "\nrecorded\n" in fleet.leg("record").log) == ("failure", True)
+    deploy = cd.start(push(sha))
+    assert (deploy.conclusion, "\nrecorded\n" in deploy.leg("fleet/record").log) == ("success", True)
+    assert deploy.leg("fleet/record").conclusion == "failure", "it is to be seen there, and is not the verdict"
+    assert seen(deploy, "fleet/record")["env"]["DEPLOY_STATUS_PRIVATE"] == "false", "of a public repository"
+    assert [leg.name for leg in deploy.legs][-3:] == ["Fleet / Ask scheduler", "Fleet / Ask frontend", "Fleet / Record"]
+
+
+def test_fleet_records_also_when_a_machines_job_fails(cd: Cd) -> None:
+    sha = cd.commit({"silent": "frontend"})
+    run = cd.start(dispatch(sha), name="fleet.yml")
+    env = seen(run, "record")["env"]
+    assert (env["FRONTEND_SEEN"], env["SCHEDULER_SEEN"], run.conclusion) == ("", b"scheduler".hex(), "failure")
+    assert cd.start(push(sha)).conclusion == "success"
+
+
+@pytest.mark.parametrize(("branch", "fork", "says"), [("dev", False, "not dev"), ("main", True, "this is a fork")])
+def test_fleet_refuses_all_but_main_before_a_secret_is_used(cd: Cd, branch: str, fork: bool, says: str) -> None:
+    event = dataclasses.replace(dispatch(cd.commit({}), branch), fork=fork)
+    run = cd.start(event, name="fleet.yml")
+    results = {name: job.result for name, job in run.jobs.items()}
+    assert results == {"refuse": "failure", "ask": "skipped", "record": "skipped"}
+    assert says in run.leg("refuse").messages("error")[0]
+    assert "secrets" not in str(parse(WORKFLOWS / "fleet.yml")["jobs"]["refuse"])
+
+
+STATUS_SSH = """\
+#!{python}
+import json, sys
+if "10.1.2.3" in sys.argv:
+    open(sys.argv[sys.argv.index("-E") + 1], "w").write("ssh: connect to host 10.1.2.3 port 22: Connection refused\\n")
+    sys.exit(255)
+tip = dict(commit={commit!r}, branch="main", merged="2026-01-02T03:00:00Z")
+last = dict(started="2026-01-02T03:04:05Z", outcome="deployed", trigger="cd", commit={commit!r}, reason="by deploybot")
+print(json.dumps(dict(schema=1, machine="scheduler", commit={commit!r}, healthy=True, drift=[], tip=tip, last=last,
+                      activated="2026-01-02T03:04:05Z", trigger="cd", history=[last])))
+"""
+
+
+@pytest.fixture
+def chat() -> Iterator[Webhook]:
+    found = Webhook()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+def test_fleet_with_the_real_scripts(app: App, tmp_path: Path, chat: Webhook) -> None:
+    """Only ssh is a stand-in: one machine answers, the other one is off. Then another one is to be on always."""
+    scripts = WORKFLOWS.parents[1] / "scripts"
+    files = {f"scripts/{path.relative_to(scripts)}": path.read_text() for path in scripts.rglob("*.*") if is_text(path)}
+    files[".github/workflows/fleet.yml"] = (WORKFLOWS / "fleet.yml").read_text()
+    sha = app.commit({**files, "machines.ini": "[scheduler]\non = always\n[frontend]\non = at-times\n"})
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(STATUS_SSH.format(python=sys.executable, commit=sha))
+    (tmp_path / "bin/ssh").chmod(0o755)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    secrets = {"DEPLOY_SSH_KEY": (tmp_path / "key").read_text(), "DEPLOY_KNOWN_HOSTS": "x"}
+    secrets |= {"SCHEDULER_HOST": "10.1.2.2", "FRONTEND_HOST": "10.1.2.3"}
+    secrets |= {"SCHEDULER_USER": "deploybot", "FRONTEND_USER": "deploybot"}
+
+    def look(event: Any, number: int) -> Run:
+        return Run(
+            app.origin / ".github/workflows/fleet.yml", event, workdir=tmp_path / f"run{number}",
+            repository=str(app.origin), secrets=secrets, wrap=["env", f"PATH={tmp_path}/bin:{os.environ['PATH']}"],
+        ).start().wait(2 * PATIENCE)  # fmt: skip
+
+    first = look(schedule(sha), 1)
+    assert first.conclusion == "success", first.log[-3000:]
+    assert not [leg.dropped for leg in first.legs if leg.dropped]
+    link = f"[`{sha[:8]}`](https://github.com/team/app/commit/{sha})"
+    assert first.summary.startswith(f"## All is well\n\nmain is {link}, merged 2026-01-02 03:00 UTC.\n\n| machine |")
+    assert "\n| scheduler | ok since 20" in first.summary and "\n| frontend | unknown since 20" in first.summary
+    page = app.git("show", "deploy-status:README.md")
+    assert page.startswith(f"# All is well\n\nmain is {link}") and "1 of 2 answered." in page
+    assert "deploybot" not in page + app.git("show", "deploy-status:machines/scheduler.jsonl")
+
+    sha = app.commit({"machines.ini": "[scheduler]\non = always\n[frontend]\non = always\n"})
+    second = look(dispatch(sha), 2)
+    assert (second.conclusion, second.leg("ask", machine="frontend").conclusion) == ("failure", "success")
+    assert second.summary.startswith("## Act: frontend is SILENT\n")
+    assert "\n| frontend | **SILENT** since " in app.git("show", "deploy-status:README.md"), "it was recorded before"
+    assert [one.title for one in second.annotations if not one.by_runner] == ["frontend: SILENT"]
+
+    secrets["DEPLOY_WEBHOOK_URL"] = f"http://127.0.0.1:{chat.server.server_port}/secret"
+    assert look(dispatch(sha), 3).conclusion == look(dispatch(sha), 4).conclusion == "failure"
+    (message,) = chat.texts()
+    assert message.splitlines()[1].startswith("❌ frontend: SILENT: `it is to be on always, and does not answer`; ")
+    assert message.splitlines()[2].startswith("https://github.com/team/app/actions/runs/")
+
+
+def test_fleet_promises() -> None:
+    workflow = parse(WORKFLOWS / "fleet.yml")
+    assert workflow["permissions"] == {"contents": "read"}
+    own = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert own == {"record": {"contents": "write", "deployments": "write"}}
+    assert workflow["on"]["schedule"] == [{"cron": "37 */6 * * *"}]
+    assert workflow["concurrency"] == {"group": "fleet", "cancel-in-progress": False, "queue": "max"}
+    secrets = re.findall(r"secrets\b[.\w]*", str(workflow["jobs"]["record"]))
+    assert secrets == ["secrets.DEPLOY_WEBHOOK_URL"], "who may write knows no machine"
+
+
 # Linters
 
 
-@pytest.mark.parametrize("name", ["cd.yml", "ci.yml"])
+@pytest.mark.parametrize("name", ["cd.yml", "ci.yml", "fleet.yml"])
 def test_githubs_own_parser_accepts_the_workflow(name: str) -> None:
     assert parse(WORKFLOWS / name)["jobs"]
 
@@ -950,12 +1243,12 @@ def test_zizmor_finds_nothing() -> None:
     assert "No findings to report" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["cd.yml", "ci.yml"])
+@pytest.mark.parametrize("name", ["cd.yml", "ci.yml", "fleet.yml"])
 def test_shellcheck_finds_nothing_in_the_steps(name: str) -> None:
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "shellcheck is missing: run ./dev test"
     for job in parse(WORKFLOWS / name)["jobs"].values():
-        for step in job["steps"]:
+        for step in job.get("steps", ()):
             if "run" in step:
                 done = subprocess.run(
                     [shellcheck, "--shell=bash", "-"],

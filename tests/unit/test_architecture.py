@@ -12,9 +12,10 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 PACKAGE = SCRIPTS / "deployer"
 ROOMS = (
-    "errors log telling run dotenv files observe ini config shapes host tools pending memory lock mirror"
+    "errors log telling run dotenv files observe ini config shapes host tools messages pending memory lock mirror"
     " signatures inputs releases drift steps complaints commands migrations environments services sharing build health"
-    " slots draining installed replacing switching carrier handover attempt watch deploy standing views inside cli"
+    " slots draining installed replacing switching carrier handover metrics attempt watch deploy standing views inside"
+    " cli"
 ).split()
 APART = {"__init__", "migrate_locked", "site_hook"}  # the latter two are run by the application's Python, not imported
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import fleet_answers
+import fleet_handover
 import fleet_states
 import fleet_status
 import fleet_table
@@ -44,7 +46,7 @@ def seen(machine: Machine, contact: Contact, known: Known = NEVER, branch: Branc
 
 
 def answers(**more: Any) -> Contact:
-    return Contact(ANSWERED, "", status(**more))
+    return fleet_answers.answered(status(**more))
 
 
 def last_seen(days: float, **more: Any) -> Known:
@@ -118,11 +120,10 @@ def test_all_is_well_only_if_somebody_says_so() -> None:
 
 def test_the_table() -> None:
     known = Known(fleet_answers.read_answer(status(commit=OLD, trigger="boot")), as_time(NOW - 2 * DAY))
-    branch = BRANCH._replace(behind={OLD: (12, as_time(NOW - 2 * DAY))})
+    branch = BRANCH._replace(behind={OLD: (12, as_time(NOW - 2 * DAY))}, name="main")
     views = [seen(SCHEDULER, answers(), branch=branch), seen(FRONTEND, GONE, known, branch)]
     assert fleet_table.show(views, branch, 3.06, NOW).splitlines() == [
-        "the newest commit is bbbbbbbb, merged 14 min ago;",
-        "2 machines asked, 1 answered, 3.1 s",
+        "main is bbbbbbbb, merged 14 min ago; 2 machines asked, 1 answered, 3.1 s",
         "",
         "machine    state  runs       behind   since, by     last attempt",
         "scheduler  ok     bbbbbbbb   -        12 min, cd    updated 12 min ago",
@@ -156,6 +157,48 @@ def test_what_was_seen_is_kept(tmp_path: Path) -> None:
     for damaged in ("", "[]", '{"schema": 1, "machines": 5, "tip": [1, 2]}', "[" * 100_000):
         place.write_text(damaged)
         assert fleet_answers.load(place) == fleet_answers.Memory({})
+
+
+def attempt(day: int, reason: str = "") -> dict[str, str]:
+    return {"started": as_time(NOW - day * DAY), "trigger": "cd", "outcome": "failed", "commit": TIP, "reason": reason}
+
+
+def test_two_memories_become_one() -> None:
+    """What was seen last counts; what only one of them knows is kept."""
+    seen = Known(
+        Answer(commit=OLD), as_time(NOW - 2 * DAY), as_time(0), as_time(NOW - 2 * DAY), history=[attempt(2, "x")]
+    )
+    silent = Known(
+        None, "", as_time(DAY), as_time(NOW), since={"state": ["off", as_time(NOW)]}, history=[attempt(2), attempt(1)]
+    )
+    one, other = (fleet_answers.Memory({"web": known}) for known in (seen, silent))
+    for found in (fleet_answers.both(one, other), fleet_answers.both(other, one)):
+        known = found.machines["web"]
+        assert (known.answer, known.looked, known.since["state"][0]) == (Answer(commit=OLD), as_time(NOW), "off")
+        assert (known.asked, known.history) == (as_time(0), [attempt(2, "x"), attempt(1)])
+    assert fleet_answers.both(one, fleet_answers.Memory({})).machines == one.machines
+
+
+@pytest.mark.parametrize("letter", ["x", "\U0001f600", '"'])
+def test_what_is_handed_over_fits_into_a_variable(letter: str) -> None:
+    reasons = [letter * 55 + hashlib.sha256(bytes([number])).hexdigest()[:5] for number in range(200)]
+    history = [{**attempt(200 - number, reason), "commit": f"{number:040x}"} for number, reason in enumerate(reasons)]
+    seen = fleet_handover.Seen(NOW, answers(reason=letter * 60)._replace(history=history, unhealthy=1))
+    text = fleet_handover.pack(seen, True)
+    assert len(text) < 131_000
+    assert fleet_handover.unpack(text, NOW) == seen
+    quiet = fleet_handover.unpack(fleet_handover.pack(seen, False), NOW)
+    assert quiet and quiet.contact.answer and letter * 5 not in repr(quiet)
+    assert fleet_handover.unpack(text, NOW - 5) == seen._replace(at=NOW - 5), "a clock that is ahead is not believed"
+
+
+def test_what_is_too_long_to_be_handed_over_loses_its_oldest_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_handover, "MOST_HEX", 3_000)
+    history = [{**attempt(200 - number), "commit": hashlib.sha1(bytes([number])).hexdigest()} for number in range(200)]
+    text = fleet_handover.pack(fleet_handover.Seen(NOW, answers()._replace(history=history)), True)
+    found = fleet_handover.unpack(text, NOW)
+    assert found and 3 < len(found.contact.history) < 100 and len(text) <= 3_000
+    assert found.contact.history == history[-len(found.contact.history) :]
 
 
 def test_a_tip_from_the_future_is_not_believed() -> None:

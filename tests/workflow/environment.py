@@ -35,7 +35,7 @@ def _github(state: LegState) -> dict[str, str]:
     return {
         "ACTIONS": "true",
         "SERVER_URL": "https://github.com",
-        "API_URL": "https://api.github.com",
+        "API_URL": state.settings.api,
         "REPOSITORY": REPOSITORY,
         "REPOSITORY_OWNER": REPOSITORY.partition("/")[0],
         "EVENT_NAME": event.name,

@@ -18,6 +18,12 @@ class Event:
     branch: str = "main"
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fork: bool = False  # whether the repository is one
+    visibility: str = "public"  # of the repository: public, internal or private
+
+    def github(self) -> dict[str, Any]:
+        """What the context `github` says of it. A schedule's payload has nothing of the repository."""
+        payload: dict[str, Any] = {} if self.name == "schedule" else {"repository": {"fork": self.fork}}
+        return {"ref": f"refs/heads/{self.branch}", "event": payload, "repository_visibility": self.visibility}
 
 
 def push(sha: str, branch: str = "main") -> Event:
@@ -30,11 +36,18 @@ def dispatch(sha: str, branch: str = "main", **inputs: Any) -> Event:
     return Event("workflow_dispatch", sha, branch, inputs)
 
 
+def schedule(sha: str, branch: str = "main") -> Event:
+    """It is time, and `sha` is the newest commit of the default branch: no other one has schedules."""
+    return Event("schedule", sha, branch)
+
+
 def inputs_of(event: Event, triggers: Mapping[str, Any]) -> dict[str, Any]:
     """The event's inputs with defaults and types, or WorkflowError as GitHub's answer to a wrong event."""
     if event.name not in triggers:
         raise WorkflowError(f"the workflow does not start on {event.name}")
-    trigger = triggers[event.name]
+    trigger = triggers[event.name] or {}
+    if event.name == "schedule":
+        return {}
     if event.branch not in trigger.get("branches", [event.branch]):
         raise WorkflowError(f"the workflow does not start on a push to {event.branch}")
     declared = trigger.get("inputs", {})

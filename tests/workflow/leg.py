@@ -45,7 +45,10 @@ def _prepare(state: LegState) -> None:
         directory.mkdir(parents=True)
     state.start_clock()
     leg.continue_on_error = bool(state.evaluate(state.spec.get("continue-on-error", False)))
-    leg.environment = state.evaluate(state.spec.get("environment", ""), "text")
+    environment = state.evaluate(state.spec.get("environment", ""), "text")
+    about = environment if isinstance(environment, dict) else {"name": environment}
+    leg.environment = about["name"]  # an empty one is none
+    leg.is_recorded = bool(leg.environment) and about.get("deployment", "true") == "true"
 
 
 def _step(state: LegState, spec: Mapping[str, Any]) -> None:

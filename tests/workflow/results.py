@@ -30,6 +30,7 @@ class Leg:
     conclusion: str = ""  # success, failure or cancelled: its own, whatever continue-on-error says
     continue_on_error: bool = False
     environment: str = ""
+    is_recorded: bool = False  # GitHub makes a deployment of it, which ends as the leg does
     steps: list[Step] = dataclasses.field(default_factory=list)
     annotations: list[Annotation] = dataclasses.field(default_factory=list)
     outputs: dict[str, str] = dataclasses.field(default_factory=dict)

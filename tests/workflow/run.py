@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from workflow import expressions
+from workflow import expressions, job
+from workflow.called import called_by
 from workflow.commands import Annotation
 from workflow.concurrency import Concurrency
 from workflow.control import Control
 from workflow.events import Event, inputs_of
-from workflow.job import run_job
 from workflow.results import Job, Leg
 from workflow.settings import Settings
-from workflow.state import RunState
+from workflow.state import Called, RunState
 from workflow.supported import refuse_unsupported
 
 
@@ -24,16 +24,32 @@ class Run:
     """One run of a workflow file. `start()`, perhaps `cancel()`, `wait()`; `run_workflow` does it in one."""
 
     def __init__(
-        self, file: Path, event: Event, *, workdir: Path, concurrency: Concurrency | None = None, **settings: Any
+        self,
+        file: Path,
+        event: Event,
+        *,
+        workdir: Path,
+        concurrency: Concurrency | None = None,
+        without: Collection[str] = (),
+        **settings: Any,
     ) -> None:
-        """`settings` are the fields of Settings; raises WorkflowError, and Unsupported."""
+        """`settings` are the fields of Settings; `without`: jobs that are left out, for what they take.
+
+        Raises WorkflowError, and Unsupported.
+        """
         workflow, names = expressions.parse_with_names(file)
+        workflow["jobs"] = {name: job for name, job in workflow["jobs"].items() if name not in without}
         refuse_unsupported(workflow, names)
         self.event = event
-        self.jobs = {name: Job(name) for name in workflow["jobs"]}
+        own = {name: Job(name) for name in workflow["jobs"]}
+        called = {
+            name: Called(other, {one: Job(one) for one in other["jobs"]})
+            for name, other in called_by(file, workflow).items()
+        }
+        # those of a workflow that one of them calls are there as `job/its job`
+        self.jobs = {**own, **{f"{name}/{id}": inner for name, one in called.items() for id, inner in one.jobs.items()}}
         self.conclusion = ""
         self._control = Control()
-        self._group = workflow["concurrency"]["group"] if "concurrency" in workflow else ""
         self._concurrency = concurrency or Concurrency()
         self._state = RunState(
             id=str(uuid.uuid4().int % 10**10),
@@ -42,7 +58,9 @@ class Run:
             inputs=inputs_of(event, workflow["on"]),
             settings=Settings(event, workdir, **settings),
             control=self._control,
-            jobs=self.jobs,
+            jobs=own,
+            concurrency=self._concurrency,
+            called=called,
         )
         self._thread = threading.Thread(target=self._control.guard, args=(self._go,), daemon=True)
 
@@ -107,37 +125,7 @@ class Run:
     # How it goes
 
     def _go(self) -> None:
-        if not self._group:
-            self._run_jobs()
-        elif self._concurrency.enter(self._group, self._control):
-            try:
-                self._run_jobs()
-            finally:
-                self._concurrency.leave(self._group)
-        else:
-            self.conclusion = "cancelled"
-
-    def _run_jobs(self) -> None:
-        ended = {name: threading.Event() for name in self.jobs}
-        self._control.parallel(functools.partial(self._run_job, job, ended) for job in self.jobs.values())
-        self.conclusion = self._conclude()
-
-    def _run_job(self, job: Job, ended: dict[str, threading.Event]) -> None:
-        try:
-            for name in self._state.before(job.id):
-                ended[name].wait()
-            if not self._control.problems:
-                run_job(self._state, job)
-        finally:
-            ended[job.id].set()
-
-    def _conclude(self) -> str:
-        results = {job.result for job in self.jobs.values()}
-        if "failure" in results:
-            return "failure"
-        if self._control.is_cancelled or "cancelled" in results:
-            return "cancelled"
-        return "skipped" if results == {"skipped"} else "success"
+        self.conclusion = job.run_workflow(self._state)
 
 
 def run_workflow(file: Path, event: Event, *, seconds: float | None = None, **options: Any) -> Run:

@@ -11,6 +11,7 @@ from typing import Any
 
 from workflow import expressions
 from workflow.commands import Annotation, Masker
+from workflow.concurrency import Concurrency
 from workflow.control import Control
 from workflow.results import Job, Leg
 from workflow.settings import Settings
@@ -27,6 +28,10 @@ class RunState:
     settings: Settings
     control: Control
     jobs: Mapping[str, Job]
+    concurrency: Concurrency
+    called: Mapping[str, Called] = dataclasses.field(default_factory=dict)  # by the jobs that call a workflow
+    caller: str = ""  # the job that has called this one, as people see it
+    has_secrets: bool = True
 
     def before(self, job: str) -> list[str]:
         """The jobs that this one needs, the nearest first."""
@@ -36,13 +41,21 @@ class RunState:
     def contexts(self, job: str) -> dict[str, Any]:
         """The contexts that are the same in all legs of a job."""
         needed = [self.jobs[name] for name in self.before(job)[:1]]
-        event = self.settings.event
+        secrets = self.settings.secrets if self.has_secrets else {}
         return {
-            "github": {"ref": f"refs/heads/{event.branch}", "event": {"repository": {"fork": event.fork}}},
+            "github": {**self.settings.event.github(), "token": self.settings.token},
             "inputs": self.inputs,
             "needs": {one.id: {"result": one.result, "outputs": dict(one.outputs)} for one in needed},
-            "secrets": {key: value for key, value in self.settings.secrets.items() if value},
+            "secrets": {key: value for key, value in secrets.items() if value},
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Called:
+    """A workflow that a job calls."""
+
+    workflow: Mapping[str, Any]
+    jobs: Mapping[str, Job]
 
 
 class LegState:
@@ -54,10 +67,12 @@ class LegState:
         self.spec = run.workflow["jobs"][job]
         self.status = "success"
         self.contexts = {**run.contexts(job), "matrix": matrix, "steps": {}}
-        self.masker = Masker(self.contexts["secrets"].values())
+        self.masker = Masker([*self.contexts["secrets"].values(), self.settings.token])
         self.tracking_id = f"github_{uuid.uuid4()}"
         name = str(self.evaluate(self.spec.get("name", job), "text"))
-        self.leg = Leg(name, job, matrix, self.settings.workdir / f"{job}-{index}")
+        before = f"{run.caller} / " if run.caller else ""
+        folder = f"{run.caller}-{job}-{index}" if run.caller else f"{job}-{index}"
+        self.leg = Leg(before + name, job, matrix, self.settings.workdir / folder)
         self._outlives_cancel = outlives_cancel
         self._deadline = math.inf
         self._log_lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What of a workflow file is executed here: what cd.yml uses. All else is refused, before anything runs."""
+"""What of a workflow file is executed here: what ours use. All else is refused, before anything runs."""
 
 from __future__ import annotations
 
@@ -10,55 +10,79 @@ from workflow.errors import Unsupported
 WORKFLOW = {"name", "on", "permissions", "concurrency", "jobs"}
 JOB = {
     "name", "runs-on", "needs", "if", "outputs", "steps", "strategy", "environment", "timeout-minutes",
-    "continue-on-error",
+    "continue-on-error", "permissions",
 }  # fmt: skip
+CALL = {"name", "needs", "if", "permissions", "uses", "with", "secrets"}  # a job that calls another workflow
 RUN = {"name", "id", "if", "env", "timeout-minutes", "shell", "run"}
 USES = {"name", "if", "uses", "with"}
 INPUT = {"description", "type", "default", "options"}
 # contexts and functions; the parser itself makes `format` of a text with expressions in it
 NAMES = {"inputs", "matrix", "needs", "secrets", "steps", "always", "format", "success", "toJSON"}
-NAMES |= {"github.ref", "github.event.repository.fork"}
+NAMES |= {"github.ref", "github.event.repository.fork", "github.repository_visibility", "github.token"}
+PERMISSIONS: list[Any] = [None, {"contents": "read"}, {"contents": "read", "deployments": "write"}]
+PERMISSIONS += [{"contents": "write"}, {"contents": "write", "deployments": "write"}]
 
 
 def refuse_unsupported(workflow: Mapping[str, Any], names: Collection[str]) -> None:
     """`names`: the contexts and functions in the workflow's expressions."""
     _keys("an expression", dict.fromkeys(names), NAMES)
     _keys("the workflow", workflow, WORKFLOW)
-    _value("permissions", workflow.get("permissions"), None, {"contents": "read"})
+    _value("permissions", workflow.get("permissions"), *PERMISSIONS)
     _triggers(workflow["on"])
     if "concurrency" in workflow:
-        _keys("concurrency", workflow["concurrency"], {"group", "cancel-in-progress"})
-        _plain("concurrency: group", workflow["concurrency"]["group"])
-        _value("cancel-in-progress", workflow["concurrency"].get("cancel-in-progress", False), False)
+        _concurrency(workflow["concurrency"])
     for name, job in workflow["jobs"].items():
         _job(f"job {name}", job)
 
 
+def _concurrency(about: Any) -> None:
+    _keys("concurrency", about, {"group", "cancel-in-progress", "queue"})
+    _plain("concurrency: group", about["group"])
+    _value("cancel-in-progress", about.get("cancel-in-progress", False), False)
+    _value("queue", about.get("queue", "single"), "single", "max")
+
+
 def _triggers(triggers: Any) -> None:
-    _keys("on", triggers, {"push", "workflow_dispatch"})
+    _keys("on", triggers, {"push", "workflow_dispatch", "schedule", "workflow_call"})
     if "push" in triggers:
         _keys("on: push", triggers["push"], {"branches"}, needed={"branches"})
         for branch in triggers["push"]["branches"]:
             if set(branch) & set("*?+[!"):
                 raise Unsupported(f"on: push: branches: {branch}")
-    if "workflow_dispatch" in triggers:
-        _keys("on: workflow_dispatch", triggers["workflow_dispatch"], {"inputs"}, needed={"inputs"})
-        for name, about in triggers["workflow_dispatch"]["inputs"].items():
-            _keys(f"input {name}", about, INPUT, needed={"type", "default"})
-            _value(f"input {name}: type", about["type"], "choice", "string", "boolean")
+    for trigger in ("workflow_dispatch", "workflow_call"):
+        about = triggers.get(trigger) or {}
+        _keys(f"on: {trigger}", about, {"inputs"})
+        for name, one in about.get("inputs", {}).items():
+            _keys(f"input {name}", one, INPUT, needed={"type", "default"})
+            _value(f"input {name}: type", one["type"], "choice", "string", "boolean")
+    for entry in triggers.get("schedule", []):
+        _keys("on: schedule", entry, {"cron"})
 
 
 def _job(where: str, job: Mapping[str, Any]) -> None:
+    if "uses" in job:
+        _call(where, job)
+        return
     _keys(where, job, JOB)
     _value(f"{where}: runs-on", job["runs-on"], "ubuntu-24.04")
     _plain(f"{where}: needs", job.get("needs", ""))
     if "strategy" in job:
         _strategy(where, job)
+    _value(f"{where}: permissions", job.get("permissions"), *PERMISSIONS)
     environment = job.get("environment", "")
     if not isinstance(environment, str):
-        _keys(f"{where}: environment", environment, {"$expression"})
+        _keys(f"{where}: environment", environment, {"$expression", "name", "deployment"})
     for step in job["steps"]:
         _step(f"a step of {where}", step)
+
+
+def _call(where: str, job: Mapping[str, Any]) -> None:
+    _keys(where, job, CALL)
+    _plain(f"{where}: needs", job.get("needs", ""))
+    _value(f"{where}: permissions", job.get("permissions"), *PERMISSIONS)
+    _value(f"{where}: secrets", job.get("secrets"), None, "inherit")
+    if not job["uses"].startswith("./.github/workflows/"):
+        raise Unsupported(f"{where}: uses: {job['uses']}")
 
 
 def _strategy(where: str, job: Mapping[str, Any]) -> None:
