@@ -164,7 +164,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="only deploys under an open-loop load, none of the above")  # fmt: skip
     parser.add_argument("--scenario", action="append", choices=replacing.NAMES, metavar="NAME",
                         help=f"with --replace, only this one; repeatable: {'; '.join(replacing.NAMES)}")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each scenario; default 3")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each scenario; default 3; 0: none")
     parser.add_argument("--oracle", type=int, nargs="?", const=SEQUENCES, metavar="N",
                         help=f"only so many sequences, incrementally and afresh; default {SEQUENCES}")  # fmt: skip
     parser.add_argument(
@@ -191,7 +191,7 @@ def main() -> int:
         return 2
     snapshot("deployed")
     problems = [] if options.replace else disturb(options)
-    problems += replace(options)
+    problems += replace(options) if options.rounds else []
     options.oracle = 0 if options.replace else SEQUENCES
     return 1 if problems + (consult(options) if options.oracle else []) else 0
 

@@ -90,26 +90,31 @@ def test_the_users_name_stands_in_the_units(bare: World) -> None:
     assert "/srv/app" not in text
 
 
+DIFFERENCES = {  # what somebody does, and what is told of it
+    "echo '# by hand' >> /etc/systemd/system/gunicorn@.service": "/etc/systemd/system/gunicorn@.service: changed",
+    "systemctl disable gunicorn@green.service": "gunicorn@green.service: enabled",
+    "systemctl disable gunicorn@green.socket": "gunicorn@green.socket: enabled",
+    "systemctl stop deploy-watch.timer": "deploy-watch.timer: started",
+    "rm /etc/sudoers.d/deploy-machine": "/etc/sudoers.d/deploy-machine: created",
+    "chmod 644 /srv/app/shared/.env": "/srv/app/shared/.env: mode 640",
+    "chown root /srv/app/state": "/srv/app/state: owner deploy:deploy",
+    "sed -i 's/frontend/scheduler/' /srv/app/machine.ini": "/srv/app/machine.ini: changed",
+    "echo broken > /srv/app/bin/deploy_machine.py": "/srv/app/bin/deploy_machine.py: changed",
+    "sed -i d /home/deploy/.ssh/authorized_keys": "/home/deploy/.ssh/authorized_keys: changed",
+}
+
+
 def test_each_difference_is_found_and_put_right(world: World) -> None:
     frontend = world.boot("frontend")
-    for damage, says in (
-        ("echo '# by hand' >> /etc/systemd/system/gunicorn@.service", "/etc/systemd/system/gunicorn@.service: changed"),
-        ("systemctl disable gunicorn@green.service", "gunicorn@green.service: enabled"),
-        ("systemctl disable gunicorn@green.socket", "gunicorn@green.socket: enabled"),
-        ("systemctl stop deploy-watch.timer", "deploy-watch.timer: started"),
-        ("rm /etc/sudoers.d/deploy-machine", "/etc/sudoers.d/deploy-machine: created"),
-        ("chmod 644 /srv/app/shared/.env", "/srv/app/shared/.env: mode 640"),
-        ("chown root /srv/app/state", "/srv/app/state: owner deploy:deploy"),
-        ("sed -i 's/frontend/scheduler/' /srv/app/machine.ini", "/srv/app/machine.ini: changed"),
-        ("echo broken > /srv/app/bin/deploy_machine.py", "/srv/app/bin/deploy_machine.py: changed"),
-        ("sed -i d /home/deploy/.ssh/authorized_keys", "/home/deploy/.ssh/authorized_keys: changed"),
-    ):
-        frontend.sh(f"{LOOKS_NOT}; {damage}")
-        check = world.set_up("frontend", "--check")
-        assert (check.returncode, f"differs: {says}" in check.stdout) == (1, True), f"{damage}: {check.stdout}"
-        done = world.set_up("frontend")
-        assert f"+ {says}" in done.stdout, done.stdout + done.stderr
-        assert world.set_up("frontend", "--check").returncode == 0, damage
+    frontend.sh("; ".join([LOOKS_NOT, *DIFFERENCES]))
+    check = world.set_up("frontend", "--check")
+    found = [line.partition(": ")[2] for line in check.stdout.splitlines() if line.strip().startswith("differs: ")]
+    assert check.returncode == 1
+    assert [says for says in DIFFERENCES.values() if not any(line.startswith(says) for line in found)] == []
+    assert len(found) == len(DIFFERENCES), check.stdout
+    done = world.set_up("frontend")
+    assert [says for says in DIFFERENCES.values() if f"+ {says}" not in done.stdout] == [], done.stdout + done.stderr
+    assert world.set_up("frontend", "--check").returncode == 0
     assert frontend.deploy().outcome in ("unchanged", "deployed")
 
 

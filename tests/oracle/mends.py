@@ -31,6 +31,7 @@ class Mend(NamedTuple):
 NOTHING_IS_OBSERVED = "inputs.View.values = lambda *_: {}"
 NOTHING_BELONGS = "environments.names_release = lambda *_, **__: False"
 NOBODY_LOOKS_IN_VAIN = "inputs.where_it_looked = lambda *_: set()"
+NOTHING_SHARED_COUNTS = "observe.folders_below = lambda *_: []"
 NOTHING_IS_LEFT = "build.left_by = lambda *_: []"
 RELEASES_LAST = 'deploy.what_changed = lambda *_: ""'
 NOTHING_LIES_IN_FOLDERS = """
@@ -50,10 +51,8 @@ def without_observed(condition: str) -> str:
 
 def without_known(condition: str) -> str:
     """The same for what is known beforehand."""
-    return f"""
-        known = inputs.fingerprint_of
-        inputs.fingerprint_of = lambda *given: {{n: v for n, v in known(*given).items() if not ({condition})}}
-    """
+    counts = f"{{n: v for n, v in known(*given).items() if not ({condition})}}"
+    return f"known = inputs.fingerprint_of\ninputs.fingerprint_of = lambda *given: {counts}"
 
 
 NO_TOOL_COUNTS = without_known("n.startswith(tools.PROGRAM)")
@@ -175,7 +174,7 @@ MENDS = [
         "A9 database",
         ".env names another database, and its tables are not made",
         "schema keep=1: database+docs",
-        NO_VARIABLE_COUNTS,
+        f"{NO_VARIABLE_COUNTS}\n{NOTHING_SHARED_COUNTS}",  # each finds it
     ),
     Mend(
         "A9 asked",
@@ -336,7 +335,7 @@ MENDS = [
         "shared",
         "a file below shared/ that a step reads changed, and it is skipped",
         "setting keep=1: setting+docs",
-        "observe.folders_below = lambda *_: []",
+        NOTHING_SHARED_COUNTS,
     ),
     Mend(
         "shared, same commit",
