@@ -17,6 +17,7 @@ from lab.network import Network
 from waiting import wait_for
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+ASK = 0.2  # seconds between two questions to a machine's systemd: each costs the processors some 30 ms
 
 
 class Attached:
@@ -97,7 +98,7 @@ class Machine:
         (self.directory / "pid").write_text(str(self.process.pid))
         self.wait_until(self.find_leader, f"{self.name} has no PID 1", seconds)
         self.wait_until(lambda: self.sh("systemctl show-environment", check=False).returncode == 0,
-                        f"systemd of {self.name} did not answer", seconds)  # fmt: skip
+                        f"systemd of {self.name} did not answer", seconds, ASK)  # fmt: skip
         if wait:
             self.wait_for_unit(wait, seconds)
         return self
@@ -146,13 +147,13 @@ class Machine:
 
     def wait_for_unit(self, unit: str, seconds: float = 30, state: str = "active") -> None:
         self.wait_until(lambda: self.show(unit, "ActiveState") == state,
-                        f"{unit} on {self.name} was not {state}", seconds)  # fmt: skip
+                        f"{unit} on {self.name} was not {state}", seconds, ASK)  # fmt: skip
 
     def wait_for_startup(self, seconds: float = 90) -> str:
         """Wait until the start-up deploy has ended, if there is one; how it ended (exited, failed, dead)."""
         unit = "deploy-on-startup.service"
         self.wait_until(lambda: self.show(unit, "SubState") in ("exited", "failed", "dead"),
-                        f"{unit} of {self.name} did not end", seconds)  # fmt: skip
+                        f"{unit} of {self.name} did not end", seconds, ASK)  # fmt: skip
         return self.show(unit, "SubState")
 
     def argv(self, user: str = "root") -> list[str]:

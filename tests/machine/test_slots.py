@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lab.machine import Machine
+from lab.machine import ASK, Machine
 from lab.world import World
 from waiting import wait_for
 
@@ -60,7 +60,7 @@ def test_a_release_that_does_not_prove_well_is_never_switched_to(world: World, f
     assert (done.outcome, frontend.health()["commit"]) == ("rolled_back", old)
     assert done.result["seconds"] < 30, "a steady 5xx ends the wait early"
     assert (frontend.out("readlink /srv/app/current"), serving(frontend)) == (current, slot)
-    wait_for(lambda: running(frontend) == [slot], "the other one is stopped")
+    wait_for(lambda: running(frontend) == [slot], "the other one is stopped", pause=ASK)
     assert frontend.deploy(expect=10).message.startswith(f"{bad[:8]} is not tried again")
 
 
@@ -81,7 +81,7 @@ def test_at_a_boot_exactly_the_slot_that_serves_starts(world: World, frontend: M
     frontend.run("systemctl", "disable", "deploy-on-startup.service")
     frontend.shut_down()
     frontend.boot()
-    wait_for(lambda: running(frontend) == [slot], "it starts")
+    wait_for(lambda: running(frontend) == [slot], "it starts", pause=ASK)
     assert frontend.health()["status"] == 200
     assert frontend.out("systemctl --failed --no-legend --plain") == ""
 
@@ -173,12 +173,12 @@ def test_a_deploy_killed_while_it_proves_leaves_one_slot_after_the_next(world: W
     slot = serving(frontend)
     new = app_that(world, "\nimport time\n\ntime.sleep(6)\n")
     frontend.run("systemd-run", "--unit=push", "--uid=deploy", "/srv/app/bin/deploy_machine.py")
-    wait_for(lambda: len(running(frontend)) == 2, "the other slot runs")
+    wait_for(lambda: len(running(frontend)) == 2, "the other slot runs", pause=ASK)
     frontend.run("systemctl", "kill", "--signal=KILL", "push.service")
     frontend.run("systemctl", "reset-failed", "push.service")
     assert running(frontend) == ["blue", "green"]
     watch(frontend)
-    wait_for(lambda: running(frontend) == [slot], "the other one is stopped")
+    wait_for(lambda: running(frontend) == [slot], "the other one is stopped", pause=ASK)
     assert frontend.deploy().result["commit"] == new
 
 
@@ -203,7 +203,8 @@ def test_a_second_deploy_waits_for_what_the_slot_still_answers(world: World, fro
     request = "curl -s -m 60 -o /root/answer -w '%{http_code}' 'http://127.0.0.1/?sleep=25' > /root/code"
     frontend.run("systemd-run", "--unit=slow", "sh", "-c", request)
     left = serving(frontend)
-    wait_for(lambda: int(frontend.out(f"grep -c gunicorn-{left}.sock /proc/net/unix")) > 1, "the request is there")
+    there = f"grep -c gunicorn-{left}.sock /proc/net/unix"
+    wait_for(lambda: int(frontend.out(there)) > 1, "the request is there", pause=ASK)
     world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
     first = frontend.deploy()
     assert first.result["seconds"] < 20, "the verdict does not wait for it"
@@ -211,7 +212,7 @@ def test_a_second_deploy_waits_for_what_the_slot_still_answers(world: World, fro
     second = frontend.deploy()
     assert f"gunicorn@{left}.service still answers" in second.log
     assert frontend.health()["commit"] == new
-    wait_for(lambda: frontend.out("cat /root/code"), "it is answered")
+    wait_for(lambda: frontend.out("cat /root/code"), "it is answered", pause=ASK)
     assert frontend.out("cat /root/code") == "200", "it ended in its own time"
 
 
