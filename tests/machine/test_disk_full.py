@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_in_a_dependency_build(world: World, small: Machine
     old, contents = small.health(), contents_of(small)
     new = add_dependency(world)
     small.sh('sed -i \'s/"bytes": [0-9]*/"bytes": 0/\' /srv/app/envs/*/.complete')  # nobody knows what it takes
-    leave_free(small, 20_000)
+    leave_free(small, 1_500)
     done = small.deploy(expect=10)
     assert "step python failed" in done.message
     assert "No space left on device" in done.message + done.result["detail"]
