@@ -33,6 +33,9 @@ TIME_LIMIT = 25  # seconds, to see what happened
 TASK_LIMIT = 10  # seconds, for each of those who are told
 SHOWN = 300  # characters of the line that says why
 STARTED_BY = (200, 243)  # exit codes that systemd itself gives: see systemd.exec(5)
+# as `systemctl show` names it, and as systemd.exec(5) does under "Environment Variables Set ... on Monitored Units"
+MONITORED = {"Result": "SERVICE_RESULT", "ExecMainCode": "EXIT_CODE", "ExecMainStatus": "EXIT_STATUS"}
+MONITORED |= {"InvocationID": "INVOCATION_ID"}
 # why systemd itself could not start it; that it failed is known
 COULD_NOT = re.compile(r".*\bFailed (?!with result|to start)")
 # as in deployer/messages.py: what chat programs take for a mention or a link
@@ -43,7 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     root, unit = arguments
     signal.signal(signal.SIGALRM, on_alarm)
     signal.alarm(TIME_LIMIT)
-    ended = systemctl_show(unit)
+    ended = from_systemd(os.environ, unit) or systemctl_show(unit)
+    if ended["Result"] == "success":  # it was started again meanwhile, and this start tells its own end
+        return
     if ended["InvocationID"] and read(f"{root}/state/told") == ended["InvocationID"]:
         return
     problem = f"the deploy at boot {how(ended)}"
@@ -78,6 +83,20 @@ def read(path: str) -> str:
             return file.read(10_000).strip()
     except OSError:
         return ""
+
+
+def from_systemd(variables: Mapping[str, str], unit: str) -> Mapping[str, str]:
+    """What the systemd that started this says of the start that failed; nothing before its version 251.
+
+    It stays true when the unit is started again meanwhile.
+    """
+    if variables.get("MONITOR_UNIT") != unit or not variables.get("MONITOR_INVOCATION_ID"):
+        return {}
+    found = {key: variables.get(f"MONITOR_{name}", "") for key, name in MONITORED.items()}
+    code, status = found["ExecMainCode"], found["ExecMainStatus"]
+    if code != "exited" and status:  # the name of a signal
+        found["ExecMainStatus"] = str(int(getattr(signal, f"SIG{status}", 0)))
+    return {**found, "ExecMainCode": {"exited": "1", "killed": "2", "dumped": "3"}.get(code, "")}
 
 
 def systemctl_show(unit: str) -> Mapping[str, str]:

@@ -369,7 +369,8 @@ def test_a_script_that_cannot_run_is_told_and_the_site_comes_up(world: World) ->
     (package / "cli.py").write_text("def broken(:\n")
     frontend.boot()
     assert frontend.wait_for_startup() == "failed"
-    wait = "systemctl is-active deploy-failed.service || true"
+    # also while it is only about to start
+    wait = "systemctl list-jobs | grep -q deploy-failed || systemctl is-active deploy-failed.service || true"
     frontend.wait_until(lambda: frontend.out(wait) == "inactive", "deploy-failed.service did not end")
     (text,) = told(world)
     assert "frontend: failed at boot: the deploy at boot ended with exit code 1: SyntaxError: " in text

@@ -17,7 +17,7 @@ from lab.world import World, snapshot
 
 @pytest.mark.parametrize(
     ("count", "power_on", "changes"),
-    [(10, 1, ("code", "migration")), (6, 0, ("code",)), (4, 0, ("dependency",))],
+    [(6, 1, ("code", "migration")), (4, 0, ("code",)), (2, 0, ("dependency",))],
     ids=["code and migrations", "code", "dependencies"],
 )
 def test_killed_anywhere(world: World, count: int, power_on: int, changes: tuple[str, ...]) -> None:

@@ -111,7 +111,6 @@ def test_each_difference_is_found_and_put_right(world: World) -> None:
     found = [line.partition(": ")[2] for line in check.stdout.splitlines() if line.strip().startswith("differs: ")]
     assert check.returncode == 1
     assert [says for says in DIFFERENCES.values() if not any(line.startswith(says) for line in found)] == []
-    assert len(found) == len(DIFFERENCES), check.stdout
     done = world.set_up("frontend")
     assert [says for says in DIFFERENCES.values() if f"+ {says}" not in done.stdout] == [], done.stdout + done.stderr
     assert world.set_up("frontend", "--check").returncode == 0

@@ -143,13 +143,27 @@ def test_each_look_of_watch_is_a_ping(app: App, webhook: Webhook) -> None:
         assert look() == [], "a deploy is going on, and nothing was looked at"
 
 
+UNIT = "deploy-on-startup.service"
+
+
 def test_what_tells_of_a_boot_that_could_not_run_pings_too(app: App, webhook: Webhook) -> None:
     (app.root / "machine.ini").write_text("[machine]\nname = one\n")
     script = Path(__file__).resolve().parents[2] / "scripts/deploy_failed.py"
-    argv = [sys.executable, "-IS", str(script), str(app.root), "deploy-on-startup-of-nobody.service"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-IS", str(script), str(app.root), UNIT]
+    told = {
+        "UNIT": UNIT,
+        "SERVICE_RESULT": "signal",
+        "EXIT_CODE": "killed",
+        "EXIT_STATUS": "KILL",
+        "INVOCATION_ID": "a1",
+    }
+    env = {**os.environ, **{f"MONITOR_{name}": value for name, value in told.items()}}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
     assert webhook.pings == ["/secret/fail?a=b"]
-    assert webhook.texts()[0].startswith("one: failed at boot: ")
+    assert webhook.texts()[0].startswith("one: failed at boot: the deploy at boot was killed by SIGKILL; ")
+    (app.root / "state/told").write_text("a1\n")
+    subprocess.run(argv, capture_output=True, check=True, env=env)
+    assert len(webhook.pings) == 1, "the start that failed has told it itself, whatever was started since then"
     assert (done.stderr, "secret" in done.stdout) == ("", False)
 
 
