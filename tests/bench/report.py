@@ -25,7 +25,7 @@ TITLES = {
 FIGURES = (
     ("one_file", "one_file", "a merge that changes one `.py` file, from the push until the site answers with it"),
     ("nothing", "nothing", "a push with nothing new: the machine is asked, and nothing is restarted"),
-    ("python", "python", "a merge with a new Python package: an updated copy of the environment is made"),
+    ("python", "python", "a merge with a new Python package: the next environment is made beside the last one"),
     ("rollback", "rollback", "a rollback, until the release before answers"),
     ("boot", "boot_held_back", "a boot with nothing new: how long the application is kept waiting"),
     ("load", "load", "requests that failed while releases were replaced, and the slowest answer meanwhile"),
