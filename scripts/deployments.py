@@ -12,12 +12,13 @@ import contextlib
 import http.client
 import json
 import re
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import webhook
 
 REQUEST_TIMEOUT = 10.0  # seconds
 TIME_LIMIT = 60.0  # seconds, for all machines
@@ -118,13 +119,6 @@ class NotTaken(Exception):
     """GitHub does not take this one, and may take others."""
 
 
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The token goes to GitHub and nowhere else."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 class GitHub:
     """The deployments of a repository: https://docs.github.com/rest/deployments."""
 
@@ -133,7 +127,7 @@ class GitHub:
         run, server = variables.get("GITHUB_RUN_ID"), variables.get("GITHUB_SERVER_URL")
         self.log = f"{server}/{variables['GITHUB_REPOSITORY']}/actions/runs/{run}" if run and server else ""
         self.token = variables["GITHUB_TOKEN"]
-        self.opener = urllib.request.build_opener(NoRedirect)
+        self.opener = urllib.request.build_opener(webhook.NoRedirect)
 
     def ask(self, method: str, path: str = "", body: Mapping[str, Any] | None = None) -> Any:
         """One request. Raises NotRecorded, NotTaken, OSError, ValueError, HTTPException."""
@@ -207,15 +201,12 @@ def record(facts: Iterable[Sequence[str]], variables: Mapping[str, str]) -> str:
     """
     if not all(variables.get(name) for name in ("GITHUB_TOKEN", "GITHUB_API_URL", "GITHUB_REPOSITORY")):
         return ""
-    problems = [f"GitHub did not answer within {TIME_LIMIT:g} s"]
 
-    def work() -> None:
-        problems[:] = work_off(GitHub(variables), checked(facts))
+    def work() -> str:
+        return "; ".join(work_off(GitHub(variables), checked(facts)))
 
-    thread = threading.Thread(target=work, daemon=True)  # urllib's limit is for each read: an answer may drip
-    thread.start()
-    thread.join(TIME_LIMIT)
-    return "GitHub's page could not be brought up to date: " + "; ".join(problems) if problems else ""
+    problem = webhook.within(TIME_LIMIT, work, "GitHub did not answer")
+    return f"GitHub's page could not be brought up to date: {problem}" if problem else ""
 
 
 def work_off(github: GitHub, facts: Mapping[str, Sequence[Fact]]) -> list[str]:

@@ -17,6 +17,7 @@ import fleet_alerts
 import fleet_page
 import fleet_states
 import github
+import webhook
 from deployer import errors
 from fleet_alerts import Alerts, Line
 from fleet_states import STATES, View
@@ -36,19 +37,12 @@ class IssueError(Exception):
     """What kept the issue from being told: one line for people, without the token."""
 
 
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """urllib would send the token along to wherever an answer leads."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 class Api:
     """GitHub's REST API, as far as it is about the issues of one repository."""
 
     def __init__(self, url: str, repository: str, token: str) -> None:
         self.place, self.token = f"{url.rstrip('/')}/repos/{repository}", token
-        self.opener = urllib.request.build_opener(NoRedirect)
+        self.opener = urllib.request.build_opener(webhook.NoRedirect)
 
     def ask(self, method: str, path: str, value: Mapping[str, Any] | None = None) -> Any:
         """Raises IssueError."""

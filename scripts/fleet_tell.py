@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -106,16 +105,13 @@ def told_by_issue(
 
 def within(limit: float, api: fleet_issue.Api, *rest: Any) -> str:
     """What went wrong, or nothing: however slowly GitHub answers."""
-    problem = [f"no answer within {limit:g} s"]
 
-    def work() -> None:
+    def work() -> str:
         try:
             told_by_issue(api, *rest)
-            problem[0] = ""
         except fleet_issue.IssueError as error:
-            problem[0] = str(error)
+            return str(error)
+        return ""
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(limit)
-    return f"the issue could not be told: {problem[0]}" if problem[0] else ""
+    problem = webhook.within(limit, work)
+    return f"the issue could not be told: {problem}" if problem else ""

@@ -1,6 +1,7 @@
 """The webhook of the team's chat: a message that calls nobody and links nowhere, posted within a limit.
 
-Shared by report_deploys.py and fleet_status.py. The address is a secret: no message of this module holds it.
+Shared by report_deploys.py and fleet_status.py; so is how anybody outside is waited for. The address is a secret: no
+message of this module holds it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import threading
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 
 import github
 
@@ -42,16 +43,32 @@ def run_link() -> str:
 
 def tell(url: str, text: str, more: Mapping[str, Any]) -> str:
     """Post a text, and more for programs; return what went wrong, or nothing."""
-    body, problem = json.dumps({"text": text, **more}).encode(), [f"no answer within {TIMEOUT:g} s"]
+    body = json.dumps({"text": text, **more}).encode()
+    problem = within(TIMEOUT, lambda: post(url, body))
+    return f"the webhook could not be told: {problem}" if problem else ""
 
-    def work() -> None:
-        problem[0] = post(url, body)
 
-    # a time-out of urllib's is for each read: an answer that drips would be waited for without end
-    thread = threading.Thread(target=work, daemon=True)
+def within(limit: float, work: Callable[[], str], late: str = "no answer") -> str:
+    """What `work` says that went wrong, or nothing; after so many seconds, that it is late.
+
+    A time-out of urllib's is for each read: an answer that drips would be waited for without end.
+    """
+    problem = [f"{late} within {limit:g} s"]
+
+    def run() -> None:
+        problem[0] = work()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(TIMEOUT)
-    return f"the webhook could not be told: {problem[0]}" if problem[0] else ""
+    thread.join(limit)
+    return problem[0]
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """urllib would send a token along to wherever an answer leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def post(url: str, body: bytes) -> str:

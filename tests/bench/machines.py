@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +209,13 @@ class Machines:
         machine.run("tee", f"{root}/machine.ini", input=text)
 
 
-def history(files: int, commits: int) -> list[str]:
-    """A fast-import stream: one commit with all files, then one for each change of one file."""
+WORKER = {"deploy.ini": "[role worker]\n"}
+
+
+def history(files: int, commits: int, first: Mapping[str, str] = WORKER) -> list[str]:
+    """A fast-import stream: one commit with all files, the first ones besides, then one for each change of one file."""
     parts = commit_head("all", 0)
-    deploy_ini = "[role worker]\n"
-    parts += [f"M 100644 inline deploy.ini\ndata {len(deploy_ini)}\n{deploy_ini}\n"]
+    parts += [f"M 100644 inline {path}\ndata {len(text)}\n{text}\n" for path, text in first.items()]
     for number in range(files):
         parts += plain_file(number, f"# module {number}\n" + f"value = {number}\n" * 20)
     for change in range(1, commits):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import report
-from bench.machines import commit_head, plain_file
+from bench.machines import history
 from lab.host import REPOSITORY
 from lab.image import say
 from small_app import App
@@ -88,26 +88,16 @@ def make(folder: Path, sizes: Mapping[str, int]) -> App:
     program.chmod(0o755)
     (folder / "install.py").write_text(INSTALL.format(files=sizes["files of the environment"]))
     about = {"deploy.ini": DEPLOY_INI.format(size=STATIC_FILE, source=source), "requirements": "one", "assets": "one"}
-    parts = commit_head("all", 0)
-    parts += [f"M 100644 inline {path}\ndata {len(text)}\n{text}\n" for path, text in about.items()]
-    for number in range(files):
-        parts += plain_file(number, f"# module {number}\n" + f"value = {number}\n" * 20)
-    for change in range(1, commits):
-        parts += commit_head(f"change {change}", change)
-        parts += plain_file(change * 7 % files, f"# changed by {change}\n" * 20)
+    parts = history(files, commits, about)
     subprocess.run(
         ["git", "-C", app.origin, "fast-import", "--quiet"], input="".join(parts).encode(), check=True, timeout=600
     )
     app.git("reset", "-q", "--hard")
     app.deploy()
-    history = app.root / "state/history.jsonl"
-    (line,) = history.read_text().splitlines()
-    history.write_text((line + "\n") * sizes["lines of the history"])
+    told = app.root / "state/history.jsonl"
+    (line,) = told.read_text().splitlines()
+    told.write_text((line + "\n") * sizes["lines of the history"])
     return app
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values)
 
 
 def measure(thing: str, size: int) -> Measured:
@@ -138,7 +128,9 @@ def measure(thing: str, size: int) -> Measured:
                 (app.origin / name).write_text(f"number{number}")
             app.git("commit", "-qam", "a dependency and a static file")
             run("a dependency", dependency, "deploy")
-        medians = [{name: median(values) for name, values in found.items()} for found in (done, phases, dependency)]
+        medians = [
+            {name: statistics.median(values) for name, values in found.items()} for found in (done, phases, dependency)
+        ]
         return Measured(thing, size, *medians)
     finally:
         shutil.rmtree(folder)
