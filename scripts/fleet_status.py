@@ -71,7 +71,7 @@ from fleet_states import ALWAYS, AT_TIMES, Machine, View
 
 CONNECT_TIMEOUT = 3.0  # seconds
 WITHIN = 5.0  # seconds that a machine has to look at itself
-CUT_OFF = 8.0  # seconds after which no answer is waited for
+CUT_OFF = 7.0  # seconds after which no answer is waited for
 PAUSE = 1.0  # seconds before one that is unhealthy is asked again
 KEYS = {"roles", "on", "silent_days", "behind_minutes"}
 

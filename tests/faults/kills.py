@@ -90,6 +90,10 @@ class Watch:
         except FileNotFoundError:
             self.stage = ""
 
+    def look_at_what_is_left(self) -> None:
+        """After the kill: the deploy may have taken the lock between the last look and its end."""
+        self.has_run |= (self.app / "state/running.json").exists()
+
     def release(self) -> Path | None:
         return next((self.app / "releases" / name for name in os.listdir(self.app / "releases")
                      if name.endswith(self.suffix)), None)  # fmt: skip
@@ -131,6 +135,7 @@ def kill_at(subject: Subject, case: Case, process: subprocess.Popen[str] | None)
         return has_come(case, watch, time.monotonic() - began, subject.seconds[case.change])
 
     kill_when(subject, unit, process, moment_has_come)
+    watch.look_at_what_is_left()
     return watch
 
 

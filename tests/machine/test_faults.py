@@ -31,8 +31,13 @@ def test_killed_anywhere(world: World, count: int, power_on: int, changes: tuple
 
 def test_killed_at_a_boot_right_after_its_rename(world: World) -> None:
     """No slot served that could have proved the release first: the site answers all the same."""
-    outcome = kills.run_case(Subject(world, ("code",)), kills.Case("power-on", "code", "switched"))
-    assert outcome.met == "in the deploy" and outcome.problems == []
+    subject = Subject(world, ("code",))
+    for _ in range(4):  # on busy processors the deploy may have ended before its rename was seen
+        outcome = kills.run_case(subject, kills.Case("power-on", "code", "switched"))
+        assert outcome.problems == []
+        if outcome.met == "in the deploy":
+            break
+    assert outcome.met == "in the deploy"
     world.machine("frontend").sh(f"systemctl reset-failed {STARTUP} {PUSH}", check=False)
 
 

@@ -75,7 +75,7 @@ CASES = {
     "LOST": (FRONTEND, GONE, last_seen(0.1, running={"stage": "switching"})),
     "off": (FRONTEND, GONE, last_seen(2, **behind(900))),
     "unknown": (FRONTEND, GONE, Known()),
-    "unknown: too slow": (SCHEDULER, Contact(SLOW, "it did not answer within 8 s"), last_seen(1)),
+    "unknown: too slow": (SCHEDULER, Contact(SLOW, "it did not answer within 7 s"), last_seen(1)),
     "unknown: its health did not come": (SCHEDULER, answers(healthy=None), Known()),
     "ok for it is not late yet": (SCHEDULER, answers(**behind(29)), Known()),
 }
