@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,14 @@ class Image:
         with locked(cache() / "images" / f"{self.suite}.lock"):
             if not (self.directory / "complete").exists():
                 for old in (cache() / "images").glob(f"{self.suite}-*"):
-                    shutil.rmtree(old)
+                    if old.stat().st_mtime < time.time() - 86400:  # labs of other checkouts may stand on it
+                        shutil.rmtree(old)
                 say(f"building the {self.suite} image (once; some two minutes)")
                 shutil.rmtree(self.directory, ignore_errors=True)  # a build that was killed
                 self.root.mkdir(parents=True)
                 self.build()
                 (self.directory / "complete").touch()
+            os.utime(self.directory)
         return self
 
     def build(self) -> None:
