@@ -17,8 +17,8 @@ from lab.world import World, snapshot
 
 @pytest.mark.parametrize(
     ("count", "power_on", "changes"),
-    [(6, 1, ("code", "migration")), (4, 0, ("code",)), (2, 0, ("dependency",))],
-    ids=["code and migrations", "code", "dependencies"],
+    [(5, 1, ("code", "migration")), (2, 0, ("dependency",))],
+    ids=["code and migrations", "dependencies"],
 )
 def test_killed_anywhere(world: World, count: int, power_on: int, changes: tuple[str, ...]) -> None:
     """The application answers, `current` is whole, and the next run ends as an undisturbed one."""
@@ -93,8 +93,8 @@ def test_the_cut_is_a_real_one(powered: tuple[World, cuts.Disk]) -> None:
 @pytest.mark.parametrize(
     ("change", "trigger", "moments"),
     [
-        ("code", "cd", ["step collectstatic", "release complete", "switched"]),
-        ("dependency", "boot", [0.4, "environment complete", "confirmed"]),
+        ("code", "cd", ["release complete", "switched"]),
+        ("dependency", "boot", [0.4, "environment complete"]),
     ],
 )
 def test_power_cuts(powered: tuple[World, cuts.Disk], change: str, trigger: str, moments: list[str | float]) -> None:

@@ -60,16 +60,13 @@ def test_a_merge_is_deployed_and_offline_is_still_offline(ci: Ci, scheduler: Mac
     assert {step["result"] for step in result["steps"]} == {"ran"}
     assert outcome_of(ci.merge(SCHEDULER_USER="root"), "scheduler") == "failed", "and as nobody else"
 
-
-def test_another_role_than_the_machines_is_refused_with_a_clear_line(ci: Ci, scheduler: Machine) -> None:
     cd = (ci.world.clone / ".github/workflows/cd.yml").read_text()
     roles = "{ machine: scheduler, roles: scheduler }"
     ci.world.commit({".github/workflows/cd.yml": cd.replace(roles, "{ machine: scheduler, roles: frontend }")})
-    before = commit_on(scheduler)
     run = ci.merge()
     assert (run.conclusion, outcome_of(run, "scheduler")) == ("failure", "failed")
     assert "this key is restricted on this machine: refused the role 'frontend'" in run.log
-    assert commit_on(scheduler) == before
+    assert commit_on(scheduler) == first
 
 
 WAITS = """\
@@ -110,18 +107,17 @@ def test_who_waits_ends_with_its_connection_and_so_many_may_connect(ci: Ci, sche
     running = scheduler.root / "srv/app/state/running.json"
     scheduler.wait_until(lambda: running.exists() and "step migrate" in running.read_text(), "no migrate", 40)
     (world.home / "pinned").write_text(world.known_hosts())
-    words = [
-        "ip",
-        "netns",
-        "exec",
-        world.network.namespace("runner"),
-        "ssh",
-        "-F",
-        "/dev/null",
+    words = ["ip", "netns", "exec", world.network.namespace("runner"), "ssh", "-F", "/dev/null"]
+    words += [
         "-i",
         world.home / "ci",
+        "-o",
+        "IdentitiesOnly=yes",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        f"UserKnownHostsFile={world.home}/pinned",
     ]
-    words += ["-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", f"UserKnownHostsFile={world.home}/pinned"]
     # sshd drops what is too much at once by itself, so one after the other
     clients = []
     for _ in range(16):
@@ -144,13 +140,6 @@ def test_who_waits_ends_with_its_connection_and_so_many_may_connect(ci: Ci, sche
     scheduler.wait_until(lambda: deploys() == 1, "those that waited are still there", 10)
     run.wait(120)
     assert outcome_of(run, "scheduler") == "deployed", run.log
-
-
-def test_the_status_may_be_asked(world: World, scheduler: Machine) -> None:
-    asked = "/srv/app/bin/deploy_machine.py status --json --since 2026-01-02T03:04:05Z --within 5 --root /srv/app"
-    done = ssh(world, PLACE, asked)
-    assert done.returncode == 0, done
-    assert json.loads(done.stdout)["machine"] == "scheduler"
 
 
 # --- what its holder may try -----------------------------------------------------------------------
@@ -203,7 +192,14 @@ def everything(machine: Machine) -> str:
     return machine.out(f"find {ours} /home /etc /root /tmp -path '*/.cache' -prune -o -printf '%p %i %C@\\n' | sort")
 
 
-def test_nothing_else_is_granted(world: World, scheduler: Machine) -> None:
+def status_may_be_asked(world: World, scheduler: Machine) -> None:
+    asked = "/srv/app/bin/deploy_machine.py status --json --since 2026-01-02T03:04:05Z --within 5 --root /srv/app"
+    done = ssh(world, PLACE, asked)
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["machine"] == "scheduler"
+
+
+def nothing_else_is_granted(world: World, scheduler: Machine) -> None:
     scheduler.sh("mkdir /tmp/evil && echo \"open('/tmp/ran', 'w')\" > /tmp/evil/deploy_machine.py")
     before, unit = everything(scheduler), scheduler.pids("scheduler.service")
     for request in REQUESTS:
@@ -232,7 +228,7 @@ def test_nothing_else_is_granted(world: World, scheduler: Machine) -> None:
     assert told.count("CI's key: this key is restricted") >= len(REQUESTS), "and the machine's journal tells"
 
 
-def test_no_forwarding(world: World, scheduler: Machine) -> None:
+def nothing_is_forwarded(world: World, scheduler: Machine) -> None:
     for place in ("10.0.0.3:5432", "127.0.0.1:22"):
         assert ssh(world, "-W", place, PLACE, input="").returncode != 0, place
     assert scheduler.journal("-t", "sshd").count("refused local port forward") == 2
@@ -246,12 +242,12 @@ def test_no_forwarding(world: World, scheduler: Machine) -> None:
     assert (remote.returncode, "remote port forwarding failed" in remote.stderr) == (255, True), remote
 
 
-def test_what_is_sent_along_is_not_run(world: World, scheduler: Machine) -> None:
+def what_is_sent_along_is_not_run(world: World, scheduler: Machine) -> None:
     """A request of the right form with another program, another script, another environment."""
     program = "open('/tmp/ran-program', 'w')"
     script = "open('/tmp/ran-script', 'w')\n"
     scheduler.sh(
-        "mkdir -m 755 /tmp/evil && for m in argparse configparser shlex sitecustomize; do"
+        "mkdir -p -m 755 /tmp/evil && for m in argparse configparser shlex sitecustomize; do"
         " echo \"open('/tmp/ran-module', 'a')\" > /tmp/evil/$m.py; done; mkdir -p /run/sshd;"
         " echo 'AcceptEnv PYTHON* DEPLOY_* GIT_* BASH_ENV' > /etc/ssh/sshd_config.d/a.conf; systemctl reload ssh"
     )
@@ -272,6 +268,13 @@ def test_what_is_sent_along_is_not_run(world: World, scheduler: Machine) -> None
     assert commit_on(scheduler) == newest
     assert scheduler.out("ls /tmp | grep ran || true") == ""
     assert not list((scheduler.root / "srv/app/deployers").glob("*0123456789abcdef*"))
+
+
+def test_its_holder_can_do_nothing_else(world: World, scheduler: Machine) -> None:
+    status_may_be_asked(world, scheduler)
+    nothing_else_is_granted(world, scheduler)
+    nothing_is_forwarded(world, scheduler)
+    what_is_sent_along_is_not_run(world, scheduler)
 
 
 # --- setup_machine.py --------------------------------------------------------------------------------

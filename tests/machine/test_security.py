@@ -274,7 +274,7 @@ def test_setup_follows_no_link_of_deploys(trapped: World) -> None:
         frontend.sh(f"cd ~ && {trap}", user="deploy" if name != "media" else "root")
         if name == "media":  # a directory of app's own: app would have to have made the link
             frontend.sh("chown -h app:app /srv/app/shared/media")
-        for extra in (["--check"], []):
+        for extra in (["--check"], []) if name in ("media", ".env", "fifo") else ([],):
             done = trapped.set_up("frontend", *extra)
             assert done.returncode in (0, 1, 10), (name, done.stdout, done.stderr)
             if not name.startswith("temporary"):

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from deployer import errors, run
 
 SCRIPTS = Path(run.__file__).parents[1]
-GIGABYTE = {
+ENDLESS = {
     "in lines": "line = b'x' * 99 + b'\\n'\nfor _ in range(1000): os.write(1, line * 10_000)",
     "without a newline": "for _ in range(1000): os.write(1, b'x' * 1_000_000)",
-    "of newlines": "for _ in range(1000): os.write(1, b'\\n' * 1_000_000)",
+    "of newlines": "for _ in range(100): os.write(1, b'\\n' * 1_000_000)",
 }
 
 
@@ -33,16 +33,16 @@ def measured(call: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [*GIGABYTE])
-def test_a_gigabyte_of_output_is_not_kept(how: str) -> None:
-    done = measured(f"run.command({child(GIGABYTE[how])!r}, live=True, timeout=300)")
+@pytest.mark.parametrize("how", [*ENDLESS])
+def test_output_without_an_end_is_not_kept(how: str) -> None:
+    done = measured(f"run.command({child(ENDLESS[how])!r}, live=True, timeout=300)")
     assert int(done.stdout) < 60_000
     assert len(done.stderr) < 10_000_000, "nor is all of it shown"
 
 
 @pytest.mark.slow
-def test_a_gigabyte_where_the_output_is_parsed() -> None:
-    call = f"try: run.command({child(GIGABYTE['without a newline'])!r}, timeout=300)\n"
+def test_output_without_an_end_where_it_is_parsed() -> None:
+    call = f"try: run.command({child(ENDLESS['without a newline'])!r}, timeout=300)\n"
     done = measured(call + "except errors.TooMuch as error: print(error, file=sys.stderr)")
     assert int(done.stdout) < 60_000
     assert done.stderr.endswith("printed more than 16 MB and was ended\n")
