@@ -19,6 +19,9 @@ import browser
 MACHINE_TESTS = Path(__file__).parent / "machine"
 SLOW = [Path(__file__).parent / name for name in ("oracle", "shapes")]
 SLOW_FILES = ("hangs", "postgres", "other_databases", "fuzz", "browser")
+# each of these is quick, and all of them together are not: `./dev test quick` is for a minute's look
+SLOW_FILES += ("adopt", "told", "migrations", "repair", "alerts", "handover", "workflow", "interrupted", "record")
+SLOW_FILES += ("hostile", "signatures", "stuck", "disk_full", "demo")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
