@@ -9,21 +9,16 @@ no message.
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import re
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import github_api
 import webhook
 
-REQUEST_TIMEOUT = 10.0  # seconds
 TIME_LIMIT = 60.0  # seconds, for all machines
 LISTED = 30  # of a machine's records, the newest
-ANSWER_BYTES = 4_000_000
 DESCRIPTION = 140  # characters: GitHub's limit
 
 RUNS, FAILED, QUEUED = "success", "failure", "queued"  # what a commit is on a machine, in GitHub's words
@@ -119,29 +114,23 @@ class NotTaken(Exception):
     """GitHub does not take this one, and may take others."""
 
 
-class GitHub:
+class GitHub(github_api.Api):
     """The deployments of a repository: https://docs.github.com/rest/deployments."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        self.base = f"{variables['GITHUB_API_URL']}/repos/{variables['GITHUB_REPOSITORY']}/deployments"
+        place = f"{variables['GITHUB_API_URL']}/repos/{variables['GITHUB_REPOSITORY']}/deployments"
+        super().__init__(place, variables["GITHUB_TOKEN"])
         run, server = variables.get("GITHUB_RUN_ID"), variables.get("GITHUB_SERVER_URL")
         self.log = f"{server}/{variables['GITHUB_REPOSITORY']}/actions/runs/{run}" if run and server else ""
-        self.token = variables["GITHUB_TOKEN"]
-        self.opener = urllib.request.build_opener(webhook.NoRedirect)
 
     def ask(self, method: str, path: str = "", body: Mapping[str, Any] | None = None) -> Any:
-        """One request. Raises NotRecorded, NotTaken, OSError, ValueError, HTTPException."""
-        headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/vnd.github+json"}
-        headers |= {"X-GitHub-Api-Version": "2022-11-28", "User-Agent": "deploy-machine"}
-        data = json.dumps(body).encode() if body is not None else None
-        request = urllib.request.Request(self.base + path, data, headers, method=method)
+        """One request. Raises NotRecorded, NotTaken, ValueError, RecursionError."""
         try:
-            with self.opener.open(request, timeout=REQUEST_TIMEOUT) as answer:
-                text = answer.read(ANSWER_BYTES)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise problem_of(error) from None
-        return json.loads(text) if text else None
+            return super().ask(method, path, body)
+        except github_api.Refused as error:
+            raise problem_of(error) from None
+        except github_api.NoAnswer as error:
+            raise NotRecorded(f"no answer ({error})") from None
 
     def listed(self, machine: str, **more: str) -> list[tuple[int, str]]:
         """The newest deployments of a machine, newest first: id and commit."""
@@ -184,13 +173,12 @@ class GitHub:
         self.ask("POST", f"/{number}/statuses", {**body, **({"log_url": self.log} if self.log else {})})
 
 
-def problem_of(error: urllib.error.HTTPError) -> Exception:
-    limited = error.headers.get("x-ratelimit-remaining") == "0" or error.headers.get("retry-after")
-    if error.code == 429 or (error.code == 403 and limited):
+def problem_of(refused: github_api.Refused) -> Exception:
+    if refused.is_limit:
         return NotRecorded("GitHub's limit of requests is reached; the next run records what is missing")
-    if error.code in (401, 403, 404):
-        return NotRecorded(f"GitHub answered {error.code}: the job needs `deployments: write` among its permissions")
-    return (NotTaken if error.code in (409, 422) else NotRecorded)(f"GitHub answered {error.code}")
+    if refused.code in (401, 403, 404):
+        return NotRecorded(f"GitHub answered {refused}: the job needs `deployments: write` among its permissions")
+    return (NotTaken if refused.code in (409, 422) else NotRecorded)(f"GitHub answered {refused}")
 
 
 def record(facts: Iterable[Sequence[str]], variables: Mapping[str, str]) -> str:
@@ -224,8 +212,6 @@ def work_off(github: GitHub, facts: Mapping[str, Sequence[Fact]]) -> list[str]:
                     problems.append(f"{machine}, {fact.commit[:8]}: {error}")
     except NotRecorded as error:
         problems.append(str(error))
-    except (OSError, http.client.HTTPException) as error:
-        problems.append(f"no answer ({type(error).__name__})")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         problems.append("its answer is of another kind than this script knows")
     return problems

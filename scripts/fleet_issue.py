@@ -5,19 +5,15 @@ It is found again by a mark in its body, and only an issue of our own is taken: 
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import fleet_alerts
 import fleet_page
 import fleet_states
 import github
-import webhook
+import github_api
 from deployer import errors
 from fleet_alerts import Alerts, Line
 from fleet_states import STATES, View
@@ -25,11 +21,9 @@ from fleet_states import STATES, View
 MARK = "<!-- deploy-machine: the machines -->"
 TITLE = "Machines: somebody must act"
 WAITS = f"{MARK}\n\nAll that was told is over. Something else was seen, and the next look says whether it holds.\n"
-TIMEOUT = 10.0  # seconds for one question
 PER_PAGE = 100  # GitHub's most
 PAGES = 50  # of issues that are open; where there are more, none is opened
 MOST_ROWS = 100  # a body has room for 65,536 characters
-MOST_BYTES = 30_000_000  # of an answer: a page of issues, each with a body of 65,536 characters
 OURS = {"OWNER", "MEMBER", "COLLABORATOR"}  # who may write in the repository
 
 
@@ -37,34 +31,22 @@ class IssueError(Exception):
     """What kept the issue from being told: one line for people, without the token."""
 
 
-class Api:
-    """GitHub's REST API, as far as it is about the issues of one repository."""
+class Api(github_api.Api):
+    """Its issues: as far as this is about those of one repository."""
 
     def __init__(self, url: str, repository: str, token: str) -> None:
-        self.place, self.token = f"{url.rstrip('/')}/repos/{repository}", token
-        self.opener = urllib.request.build_opener(webhook.NoRedirect)
+        super().__init__(f"{url.rstrip('/')}/repos/{repository}", token)
 
-    def ask(self, method: str, path: str, value: Mapping[str, Any] | None = None) -> Any:
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Raises IssueError."""
-        headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
-        headers |= {"Authorization": f"Bearer {self.token}", "User-Agent": "deploy-machine"}
-        body = None if value is None else json.dumps(value).encode()
-        request = urllib.request.Request(self.place + path, body, headers, method=method)
         try:
-            with self.opener.open(request, timeout=TIMEOUT) as answer:
-                return json.loads(whole(answer))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise IssueError(f"{method} {path}: {error.code}{advice(error.code)}") from None
-        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+            return super().ask(method, path, body)
+        except github_api.Refused as error:
+            raise IssueError(f"{method} {path}: {error}{advice(error.code)}") from None
+        except github_api.NoAnswer as error:
+            raise IssueError(f"{method} {path}: {error}") from None
+        except (ValueError, RecursionError) as error:
             raise IssueError(f"{method} {path}: {type(error).__name__}") from None
-
-
-def whole(answer: IO[bytes]) -> bytes:
-    found = answer.read(MOST_BYTES + 1)
-    if len(found) > MOST_BYTES:
-        raise ValueError("too large")
-    return found
 
 
 def advice(code: int) -> str:

@@ -27,7 +27,7 @@ it, too ($GITHUB_TOKEN with `issues: write`, $GITHUB_REPOSITORY, $GITHUB_API_URL
 Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, there is no machine, or what was
 seen could not be recorded; 2 usage.
 
-It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, deployments.py, github.py,
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, deployments.py, github*.py,
 webhook.py and deployer/; and git, for --record.
 """
 

@@ -11,7 +11,8 @@ set, and ends with the run's verdict:
   1  a machine that answered does not, or an expected machine left no result
   2  usage error
 
-It needs Python 3.9 or newer and, beside it, github.py, deployments.py, webhook.py and deployer/.
+It needs Python 3.9 or newer and, beside it, github.py, github_api.py, deployments.py, webhook.py and
+deployer/.
 """
 
 from __future__ import annotations

@@ -64,13 +64,6 @@ def within(limit: float, work: Callable[[], str], late: str = "no answer") -> st
     return problem[0]
 
 
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """urllib would send a token along to wherever an answer leads."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 def post(url: str, body: bytes) -> str:
     headers = {"Content-Type": "application/json", "User-Agent": "deploy-machine"}
     try:
