@@ -14,6 +14,8 @@ from faults.under_load import under_load
 from lab.host import call
 from lab.world import World, snapshot
 
+pytestmark = pytest.mark.timeout(600)  # each is many deploys, and others share the processors
+
 
 @pytest.mark.parametrize(
     ("count", "power_on", "changes"),
