@@ -36,14 +36,19 @@ class Scout(threading.Thread):
     def run(self) -> None:
         if self.is_over.wait(PATIENCE):
             return
-        try:
-            found = socket.getaddrinfo(*self.place, type=socket.SOCK_STREAM)
-        except OSError:  # ssh says so itself
-            return
-        addresses = [(family, address) for family, _, _, _, address in found]
-        if not self.is_over.is_set() and not is_anybody_there(addresses, self.deadline, self.is_over):
+        if not is_there(*self.place, self.deadline, self.is_over):
             self.is_absent = True
             self.on_absent()
+
+
+def is_there(host: str, port: str, deadline: float, is_over: threading.Event | None = None) -> bool:
+    """Whether anybody is there until the deadline (monotonic seconds); True if nobody can say, or it is over."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:  # ssh says so itself
+        return True
+    addresses = [(family, address) for family, _, _, _, address in found]
+    return bool(is_over and is_over.is_set()) or is_anybody_there(addresses, deadline, is_over)
 
 
 def is_direct(ssh_options: Sequence[str]) -> bool:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from many import silent
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 MARKER = "deploy-machine started 2026-01-02T03:04:05Z"
 # a process counts what the one had that started it: so it is started by a small one
@@ -169,13 +171,6 @@ def test_one_that_goes_off_while_it_is_tried_is_offline(runner: Runner) -> None:
     pushed = runner.push(host)
     assert (pushed.code, pushed.result["outcome"]) == (69, "offline")
     assert "Connection refused" in pushed.result["message"]
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[socket.socket]:
-    """A server at which nobody takes a connection, as of a machine that is off: the queue in front of it is full."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, socket.create_connection(server.getsockname()):
-        yield server
 
 
 def test_one_that_is_silent_is_told_as_offline_within_four_seconds(runner: Runner) -> None:
