@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 PATIENCE = 1.0  # seconds that ssh has to begin: most deploys have, and nothing is asked then
 WITHIN = 4.0  # seconds after which somebody who is there has taken a connection: they are begun anew each second
+AT_LEAST = 1.0  # seconds, however late it begins
 OWN_WAYS = {"proxycommand", "proxyjump", "hostname", "port", "bindaddress", "bindinterface"}
 
 
@@ -59,21 +60,29 @@ def is_direct(ssh_options: Sequence[str]) -> bool:
 def is_anybody_there(
     addresses: Sequence[tuple[int, Any]], deadline: float, is_over: threading.Event | None = None
 ) -> bool:
-    """Whether one of them takes or refuses a connection until the deadline (monotonic seconds); True if it is over."""
+    """Whether one of them takes or refuses a connection until the deadline (monotonic seconds); True if it is over.
+
+    Where this computer has so much to do that this comes late, they have AT_LEAST all the same.
+    """
+    deadline = max(deadline, time.monotonic() + AT_LEAST)
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        while (left := deadline - time.monotonic()) > 0:
+        while True:
             for family, address in addresses:
                 begun = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
                 begun.setblocking(False)
                 if begun.connect_ex(address) in (0, errno.ECONNREFUSED):
                     return True
                 selector.register(begun, selectors.EVENT_WRITE)
-            again = time.monotonic() + min(1.0, left)
-            while (pause := again - time.monotonic()) > 0:
-                if is_over and is_over.is_set():
-                    return True
-                for key, _ in selector.select(min(pause, 0.1)):
+            again = min(time.monotonic() + 1.0, deadline)
+            while not is_over or not is_over.is_set():
+                now = time.monotonic()  # before they are looked at: what came meanwhile counts
+                for key, _ in selector.select(min(max(0.0, again - now), 0.1)):
                     selector.unregister(key.fileobj)
                     if key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, errno.ECONNREFUSED):  # type: ignore[union-attr]
                         return True
-    return False
+                if now >= deadline:
+                    return False
+                if now >= again:
+                    break
+            else:
+                return True
