@@ -1,4 +1,4 @@
-"""For fleet_status.py: which machines there are (machines.ini), and where: from the environment."""
+"""For fleet_status.py and push_all.py: which machines there are (machines.ini), and where: from the environment."""
 
 from __future__ import annotations
 

@@ -156,7 +156,8 @@ def ask_all(machines: Sequence[Machine], memory: Memory, options: argparse.Names
         except push_deploy.PushError as error:
             raise errors.UsageError(str(error)) from None
         room = places.Places(hold=HANDSHAKE)
-        deadline, questions = time.monotonic() + CUT_OFF, []
+        deadline, questions = time.monotonic() + CUT_OFF, list[Question]()
+        stack.callback(end, questions)
         for machine in machines:
             own = folder / machine.name
             own.mkdir()
@@ -170,14 +171,17 @@ def ask_all(machines: Sequence[Machine], memory: Memory, options: argparse.Names
             time.sleep(places.APART)
         for question in questions:
             question.join(max(0.0, deadline + 0.5 - time.monotonic()))
-        for question in questions:
-            question.ssh.end()
         found = {question.machine: question.contact for question in questions}
     if options.record or options.hand_over or options.alert:  # others read it: no host, no user
         found = {
             name: fleet_handover.hidden(one, [targets[name].host, targets[name].user]) for name, one in found.items()
         }
     return {name: Seen(began, contact) for name, contact in found.items()}
+
+
+def end(questions: Sequence[Question]) -> None:
+    for question in questions:
+        question.ssh.end()
 
 
 def cursor(memory: Memory, machine: Machine) -> str:

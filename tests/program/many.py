@@ -14,7 +14,7 @@ from typing import NamedTuple
 SSH = """#!/bin/sh
 say() { echo "$$ $1 $(date +%s%N)" >>"$HOME/connections"; }
 case "$*" in
-*" -l on "*) say +on; sleep 0.3; cat "$HOME/answer"; say -on ;;
+*" -l on "*) say +on; echo "${SAID:-it works}" >&2; sleep 0.3; cat "$HOME/answer"; say -on ;;
 *" -l slow "*) say +slow; exec sleep 30 ;;
 *" -l refuses "*) say +refuses; echo "x@y: Permission denied (publickey)." >>"$5"; say -refuses; exit 255 ;;
 *" -l closed "*) echo "connect to host x port 1: Connection refused" >>"$5"; exit 255 ;;
