@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Anywhere: what runs on which machine, since when, how far behind; also of machines that are off.
 
-Asks all machines at the same time over ssh, of which eight at most begin at once, and answers within ten seconds. What
+Asks all machines at the same time over ssh, of which eight at most wait to be let in; answers within ten seconds. What
 it saw last is kept below $XDG_STATE_HOME, so that a machine that is off is shown as it was, with `?` and how long ago
 that is. Which machines there are says machines.ini:
 
@@ -74,7 +74,7 @@ from fleet_states import Machine, View
 CONNECT_TIMEOUT = 3.0  # seconds
 WITHIN = 5.0  # seconds that a machine has to look at itself
 CUT_OFF = 7.0  # seconds after which no answer is waited for
-HANDSHAKE = 0.5  # seconds for which a connection counts as one that begins
+HANDSHAKE = 1.5  # seconds after which a connection that is not let in keeps no other one from beginning
 SHORTEST = 1.0  # seconds in which there can be an answer: with less left, nobody is asked
 PAUSE = 1.0  # seconds before one that is unhealthy is asked again
 
@@ -117,9 +117,10 @@ class Question(threading.Thread):
 
     def ask(self, is_old: bool = False) -> Contact:
         """Ask for the status; is_old: in the words of a version that knows no limit of time."""
-        with self.room.one(self.deadline - SHORTEST) as is_mine:
-            if not is_mine:
+        with self.room.one(self.deadline - SHORTEST) as leave:
+            if not leave:
                 return Contact(SLOW, f"others were asked until {CUT_OFF:g} s were over")
+            self.ssh.on_login = leave
             within = ["--since", self.since, "--within", f"{min(WITHIN, max(1.0, round(self.left() - 1, 1))):g}"]
             script = f"{self.root}/bin/deploy_machine.py"
             command = ["python3", script, "status", "--json", "--root", self.root, *([] if is_old else within)]
@@ -180,8 +181,13 @@ def ask_all(machines: Sequence[Machine], memory: Memory, options: argparse.Names
 
 
 def end(questions: Sequence[Question]) -> None:
+    """End all connections; what a thread still reads is there until it has."""
     for question in questions:
         question.ssh.end()
+    until = time.monotonic() + 0.5
+    for question in questions:
+        if question.is_alive():
+            question.join(max(0.0, until - time.monotonic()))
 
 
 def cursor(memory: Memory, machine: Machine) -> str:

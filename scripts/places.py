@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from typing import Callable
 
 AT_ONCE = 8  # fewer than an sshd begins to drop at
 APART = 0.02  # seconds between the begin of one and of the next
@@ -21,28 +22,33 @@ class Places:
 
     def __init__(self, number: int = AT_ONCE, hold: float = math.inf) -> None:
         self.number, self.hold = number, hold
-        self.ends: list[float] = []  # of those that are taken, as monotonic time
+        self.taken: dict[object, float] = {}  # until when, as monotonic time
         self.changed = threading.Condition()
 
     @contextlib.contextmanager
-    def one(self, deadline: float = math.inf) -> Iterator[bool]:
-        """Wait for one until the deadline (monotonic seconds), and take it; whether there was one."""
-        end = self.take(deadline)
+    def one(self, deadline: float = math.inf) -> Iterator[Callable[[], None] | None]:
+        """Wait for one until the deadline (monotonic seconds), and take it: what gives it back early, or None."""
+        place = object()
+        if not self.take(place, deadline):
+            yield None
+            return
         try:
-            yield end is not None
+            yield lambda: self.leave(place)
         finally:
-            with self.changed:
-                if end in self.ends:
-                    self.ends.remove(end)
-                self.changed.notify()
+            self.leave(place)
 
-    def take(self, deadline: float) -> float | None:
+    def take(self, place: object, deadline: float) -> bool:
         with self.changed:
             while (now := time.monotonic()) < deadline:
-                self.ends = [end for end in self.ends if end > now]
-                if len(self.ends) < self.number:
-                    self.ends.append(now + self.hold)
-                    return self.ends[-1]
-                until = min(deadline, *self.ends)
+                self.taken = {one: end for one, end in self.taken.items() if end > now}
+                if len(self.taken) < self.number:
+                    self.taken[place] = now + self.hold
+                    return True
+                until = min(deadline, *self.taken.values())
                 self.changed.wait(None if until == math.inf else until - now)
-            return None
+            return False
+
+    def leave(self, place: object) -> None:
+        with self.changed:
+            self.taken.pop(place, None)
+            self.changed.notify()

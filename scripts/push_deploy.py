@@ -58,6 +58,7 @@ DROPPED_TIMEOUT = 30.0  # seconds after which one that drops its connections is 
 BEGIN_TIMEOUT = 180.0  # seconds until the script must have begun there: the loader ends itself after 120
 STATUS_TIMEOUT = 60.0  # seconds for the answer to a question
 RECONNECT_TIMEOUT = 600.0  # seconds that a machine which was lost in mid-deploy is waited for
+LOGIN = "deploy-machine is let in"
 SSH_LOG = 16_000  # bytes of what ssh itself says that are looked at
 
 # What ssh says of a machine that is not there; looked at only after what it says of one that is.
@@ -214,6 +215,7 @@ class Ssh:
         self.secret = f"{github.prefix(options.machine)}_HOST"
         self.env = env
         self.is_direct = scout.is_direct(options.ssh_option or [])
+        self.on_login: Callable[[], None] | None = None  # called when it is let in there
         self.log = directory / "ssh.log"
         self.process: subprocess.Popen[bytes] | None = None
         pinned = directory / "known_hosts"
@@ -264,8 +266,10 @@ class Ssh:
         looks: scout.Scout,
     ) -> Evidence:
         self.log.write_text("", encoding="utf-8")
+        # said by ssh itself, on this side, to where also the command's output goes
+        local = ["-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=echo {LOGIN}"] if self.on_login else []
         self.process = process = subprocess.Popen(
-            [*self.argv, shlex.join(command)],
+            [self.argv[0], *local, *self.argv[1:], shlex.join(command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -291,6 +295,8 @@ class Ssh:
                     watchdog.cancel()
                     looks.is_over.set()
                     started = line[len(carrier.MARKER) :][:40].strip()
+                elif line == LOGIN and self.on_login:
+                    self.on_login()
                 else:
                     result = github.parse_result(line, is_whole) or result
             code = process.wait()
@@ -334,6 +340,7 @@ class Agent:
             **os.environ,
             "SSH_AUTH_SOCK": str(directory / "agent"),
             "SSH_ASKPASS_REQUIRE": "never",
+            "SHELL": "/bin/sh",  # with which ssh runs its LocalCommand
             "LC_ALL": "C",
         }
 

@@ -13,16 +13,21 @@ from typing import NamedTuple
 # What a machine does is the name of its user; when its connections begin and end is noted.
 SSH = """#!/bin/sh
 say() { echo "$$ $1 $(date +%s%N)" >>"$HOME/connections"; }
-case "$*" in
+all="$*"
+log="${all#* -E }"
+log="${log%% *}"
+case "$all" in
 *" -l on "*) say +on; echo "${SAID:-it works}" >&2; sleep 0.3; cat "$HOME/answer"; say -on ;;
+*" -l busy "*) say +busy; sleep 0.3; say -busy; echo "deploy-machine is let in"; sleep 2.5; cat "$HOME/answer" ;;
 *" -l slow "*) say +slow; exec sleep 30 ;;
-*" -l refuses "*) say +refuses; echo "x@y: Permission denied (publickey)." >>"$5"; say -refuses; exit 255 ;;
-*" -l closed "*) echo "connect to host x port 1: Connection refused" >>"$5"; exit 255 ;;
+*" -l refuses "*) say +refuses; echo "x@y: Permission denied (publickey)." >>"$log"; say -refuses; exit 255 ;;
+*" -l closed "*) echo "connect to host x port 1: Connection refused" >>"$log"; exit 255 ;;
 *) say +off; exec sleep 30 ;;
 esac
 """
-# of those that are off, and of those that are slow, more than there are places; and first, so as to take them all
-KINDS = ["off"] * 12 + ["slow"] * 9 + ["refuses"] * 4 + ["closed"] * 5 + ["on"] * 20
+# Of those that would take all places there are more than places, and they come first. A busy one lets in at once, and
+# needs seconds for its answer: only until it lets in its connection counts.
+KINDS = ["off"] * 9 + ["slow"] * 9 + ["refuses"] * 3 + ["closed"] * 3 + ["busy"] * 20 + ["on"] * 6
 NAMES = [f"{kind}-{number}" for number, kind in enumerate(KINDS)]
 
 
@@ -51,15 +56,15 @@ def nobody() -> str:
 
 
 @contextlib.contextmanager
-def places() -> Iterator[dict[str, str]]:
-    """The environment that says where each of the fifty is."""
+def places(busy: str = "busy") -> Iterator[dict[str, str]]:
+    """The environment that says where each of the fifty is. busy: what those do that are busy."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as there, silent() as off:
         hosts = {kind: f"127.0.0.1:{there.getsockname()[1]}" for kind in KINDS}
         hosts |= {"off": f"127.0.0.1:{off.getsockname()[1]}", "closed": nobody()}
         env = {}
         for name in NAMES:
             prefix, kind = name.upper().replace("-", "_"), kind_of(name)
-            env |= {f"{prefix}_HOST": hosts[kind], f"{prefix}_USER": kind}
+            env |= {f"{prefix}_HOST": hosts[kind], f"{prefix}_USER": busy if kind == "busy" else kind}
         yield env
 
 

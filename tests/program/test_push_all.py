@@ -42,7 +42,7 @@ class Laptop:
         return names
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        with many.places() as where:
+        with many.places(busy="on") as where:
             return self.process({**self.env, **where}, *words)
 
     def process(self, env: dict[str, str], *words: str) -> subprocess.Popen[str]:
@@ -54,7 +54,7 @@ class Laptop:
 
     def run(self, *words: str, **more: str) -> tuple[int, str, str]:
         """Exit code, log and stderr."""
-        with many.places() as where:
+        with many.places(busy="on") as where:
             process = self.process({**self.env, **where, **more}, *words)
             out, err = process.communicate(timeout=60)
         assert "Traceback" not in err
@@ -68,22 +68,23 @@ def laptop(tmp_path: Path) -> Laptop:
 
 @pytest.mark.slow
 def test_all_machines_eight_at_once_and_each_is_told_rightly(laptop: Laptop) -> None:
-    names = laptop.inventory("off", "refuses", "closed", "on")
+    names = laptop.inventory("off", "refuses", "closed", "busy", "on")
     page = laptop.home / "page.md"
     code, out, err = laptop.run("--contains", "b" * 40, GITHUB_STEP_SUMMARY=str(page))
     assert (code, err) == (1, ""), "some refuse the key"
-    words = {"off": "offline", "closed": "offline", "refuses": "failed, the old release serves", "on": "updated"}
+    updated, offline = ["✅", "updated"], ["💤", "offline"]
+    words = {"off": offline, "closed": offline, "on": updated, "busy": updated}
     report = [line for line in out.splitlines() if " | " not in line]
-    assert [line.split(": ")[:2] for line in report[:-1]] == [
-        [f"{ {'on': '✅', 'refuses': '❌'}.get(many.kind_of(name), '💤') } {name}", words[many.kind_of(name)]]
-        for name in names
-    ]
-    assert report[-1].startswith("FAILED: refuses-21, ")
-    assert "on-30      | connecting\non-30      | " in out.replace("on-30      | it works", "on-30      | ")
+    found = {line.split()[1].rstrip(":"): [line.split()[0], line.split(": ")[1]] for line in report[:-1]}
+    failed = ["❌", "failed, the old release serves"]
+    assert found == {name: words.get(many.kind_of(name), failed) for name in names}
+    assert report[-1].startswith("FAILED: refuses-18, ")
+    own = [line.partition(" | ")[2] for line in out.splitlines() if line.startswith("on-44 ")]
+    assert own == ["connecting", "it works", "updated: fine"]
     begun = many.connections(laptop.home)
     assert {one.kind for one in begun} == {"on", "refuses"}, "whoever is off takes no place from others"
     assert many.most_at_once(begun) <= 8
-    assert page.read_text().startswith("## FAILED: refuses-21, ") and page.read_text().count("💤 offline") == 17
+    assert page.read_text().startswith("## FAILED: refuses-18, ") and page.read_text().count("💤 offline") == 12
 
 
 def test_who_is_off_does_not_fail_it(laptop: Laptop) -> None:
@@ -94,7 +95,7 @@ def test_who_is_off_does_not_fail_it(laptop: Laptop) -> None:
 
 
 def test_no_line_of_a_machine_is_a_command_of_githubs(laptop: Laptop) -> None:
-    (name, refuses) = laptop.inventory("on")[0], "refuses-21"
+    (name, refuses) = laptop.inventory("on")[0], "refuses-18"
     (laptop.home / "machines.ini").write_text(f"[{name}]\nroles = web\n[{refuses}]\nroles = web\n")
     code, out, _ = laptop.run(GITHUB_ACTIONS="true", SAID="::error::x\n##[error]x\n a ##[group]x")
     said = [line.partition(" | ")[2] for line in out.splitlines() if line.startswith(f"{name} ")]
@@ -125,15 +126,15 @@ def test_ctrl_c_ends_all_in_order(laptop: Laptop) -> None:
 @pytest.mark.parametrize(
     ("text", "words", "env", "says"),
     [
-        ("[on-30]\n", (), {}, "machines.ini: [on-30] roles: none; write those of its machine.ini there"),
-        ("[on-30]\nroles = -x\n", (), {}, "machines.ini: [on-30] roles: argument --role: '-x' is not a role name"),
+        ("[on-44]\n", (), {}, "machines.ini: [on-44] roles: none; write those of its machine.ini there"),
+        ("[on-44]\nroles = -x\n", (), {}, "machines.ini: [on-44] roles: argument --role: '-x' is not a role name"),
         ("", (), {}, "machines.ini: has no machine"),
         ("[new]\nroles = web\n", (), {}, "new: set NEW_HOST in the environment, or give --host new=HOST"),
-        ("[on-30]\nroles = web\n", ("--machine", "x"), {}, "--machine x: the inventory has on-30"),
-        ("[on-30]\nroles = web\n", ("--at-once", "0"), {}, "'0' is not a number between 1 and 100"),
-        ("[on-30]\nroles = web\n", ("--commit", "main"), {}, "'main' is not a commit id"),
-        ("[on-30]\nroles = web\n", (), {"DEPLOY_SSH_KEY": "x"}, "DEPLOY_SSH_KEY is not a private key"),
-        ("[on-30]\nroles = web\n", (), {"DEPLOY_KNOWN_HOSTS": ""}, "set DEPLOY_KNOWN_HOSTS in the environment, or"),
+        ("[on-44]\nroles = web\n", ("--machine", "x"), {}, "--machine x: the inventory has on-44"),
+        ("[on-44]\nroles = web\n", ("--at-once", "0"), {}, "'0' is not a number between 1 and 100"),
+        ("[on-44]\nroles = web\n", ("--commit", "main"), {}, "'main' is not a commit id"),
+        ("[on-44]\nroles = web\n", (), {"DEPLOY_SSH_KEY": "x"}, "DEPLOY_SSH_KEY is not a private key"),
+        ("[on-44]\nroles = web\n", (), {"DEPLOY_KNOWN_HOSTS": ""}, "set DEPLOY_KNOWN_HOSTS in the environment, or"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_is_begun(
