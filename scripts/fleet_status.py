@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Anywhere: what runs on which machine, since when, how far behind; also of machines that are off.
 
-Asks all machines at the same time over ssh, and answers within ten seconds. What it saw last is kept below
-$XDG_STATE_HOME, so that a machine that is off is shown as it was, with `?` and how long ago that is. Which machines
-there are says machines.ini:
+Asks all machines at the same time over ssh, of which eight at most wait to be let in; answers within ten seconds. What
+it saw last is kept below $XDG_STATE_HOME, so that a machine that is off is shown as it was, with `?` and how long ago
+that is. Which machines there are says machines.ini:
 
     [frontend]
     roles = frontend
@@ -27,8 +27,8 @@ it, too ($GITHUB_TOKEN with `issues: write`, $GITHUB_REPOSITORY, $GITHUB_API_URL
 Exit codes: 0 all is well; 1 somebody must act (a state in capitals), nobody answered, there is no machine, or what was
 seen could not be recorded; 2 usage.
 
-It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, deployments.py, github*.py,
-webhook.py and deployer/; and git, for --record.
+It needs Python 3.9 or newer, OpenSSH's client and, beside it, fleet_*.py, push_deploy.py, scout.py, places.py,
+deployments.py, github*.py, webhook.py and deployer/; and git, for --record.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import tempfile
 import threading
 import time
@@ -57,103 +56,27 @@ from typing import NoReturn
 import deployments
 import fleet_answers
 import fleet_handover
+import fleet_inventory
 import fleet_look
 import fleet_page
 import fleet_states
 import fleet_table
 import fleet_tell
 import github
+import places
 import push_deploy
-from deployer import errors, files, ini
+import scout
+from deployer import errors
 from fleet_answers import OFF, REFUSES, SLOW, Contact, Memory
 from fleet_handover import Seen
-from fleet_states import ALWAYS, AT_TIMES, Machine, View
+from fleet_states import Machine, View
 
 CONNECT_TIMEOUT = 3.0  # seconds
 WITHIN = 5.0  # seconds that a machine has to look at itself
 CUT_OFF = 7.0  # seconds after which no answer is waited for
+HANDSHAKE = 1.5  # seconds after which a connection that is not let in keeps no other one from beginning
+SHORTEST = 1.0  # seconds in which there can be an answer: with less left, nobody is asked
 PAUSE = 1.0  # seconds before one that is unhealthy is asked again
-KEYS = {"roles", "on", "silent_days", "behind_minutes"}
-
-
-# --- which machines there are, and where
-
-
-def read_inventory(path: Path) -> list[Machine]:
-    """The machines of machines.ini. Raises UsageError, which names file and section."""
-    try:
-        sections = ini.parse(files.read_text(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise errors.UsageError(f"{path}: {reason}; name the inventory with --inventory") from None
-    except errors.UsageError as error:
-        raise errors.UsageError(f"{path}: {error}") from None
-    return [read_machine(f"{path}: [{one_line(name)}]", name, section) for name, section in sections.items()]
-
-
-def read_machine(where: str, name: str, section: Mapping[str, str]) -> Machine:
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,63}", name):
-        raise errors.UsageError(f"{where}: is no name of a machine: letters, digits, - and _")
-    if unknown := sorted(set(section) - KEYS):
-        raise errors.UsageError(f"{where} {one_line(unknown[0])}: expected {', '.join(sorted(KEYS))}")
-    on = section.get("on", ALWAYS)
-    if on not in (ALWAYS, AT_TIMES):
-        raise errors.UsageError(f"{where} on = {one_line(on)}: expected {ALWAYS} or {AT_TIMES}")
-    usual = Machine(name)
-    numbers = {key: number(where, section, key, getattr(usual, key)) for key in ("silent_days", "behind_minutes")}
-    return Machine(name, tuple(section.get("roles", "").split()), on, **numbers)
-
-
-def number(where: str, section: Mapping[str, str], key: str, usual: float) -> float:
-    text = section.get(key, "")
-    if text and not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", text, re.ASCII):
-        raise errors.UsageError(f"{where} {key} = {one_line(text)}: not a number")
-    return float(text) if text else usual
-
-
-def one_line(text: str) -> str:
-    return fleet_answers.words(text, 60)
-
-
-def chosen(machines: Sequence[Machine], names: Sequence[str]) -> list[Machine]:
-    """Those that --machine names, or all. Raises UsageError."""
-    known = {machine.name: machine for machine in machines}
-    for name in names:
-        if name not in known:
-            raise errors.UsageError(f"--machine {name}: the inventory has {', '.join(known) or 'no machine'}")
-    return [known[name] for name in dict.fromkeys(names)] if names else list(machines)
-
-
-def targets(machines: Sequence[Machine], options: argparse.Namespace) -> dict[str, push_deploy.Target]:
-    """Where the machines are. Raises UsageError."""
-    hosts = dict(text.split("=", 1) for text in options.host)
-    found = {}
-    for machine in machines:
-        prefix = github.prefix(machine.name)
-        host = hosts.get(machine.name) or os.environ.get(f"{prefix}_HOST", "").strip()
-        user = options.user or os.environ.get(f"{prefix}_USER", "").strip()
-        if not host or not user:
-            missing = f"{prefix}_HOST" if not host else f"{prefix}_USER"
-            option = f"--host {machine.name}=HOST" if not host else "--user USER"
-            raise errors.UsageError(f"{machine.name}: set {missing} in the environment, or give {option}")
-        try:
-            found[machine.name] = push_deploy.read_target(machine.name, host, user)
-        except push_deploy.PushError as error:
-            raise errors.UsageError(f"{machine.name}: {error}") from None
-    return found
-
-
-def text_of(variable: str, path: str | None, option: str) -> str:
-    """What a file holds, or else a variable. Raises UsageError."""
-    if not path:
-        text = os.environ.get(variable, "")
-        if not text.strip():
-            raise errors.UsageError(f"set {variable} in the environment, or name a file with {option}")
-        return text
-    try:
-        return files.read_text(Path(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
 
 
 # --- asking
@@ -162,21 +85,29 @@ def text_of(variable: str, path: str | None, option: str) -> str:
 class Question(threading.Thread):
     """One machine, asked until a deadline; `contact` is what came of it."""
 
-    def __init__(self, name: str, ssh: push_deploy.Ssh, root: str, since: str, deadline: float) -> None:
+    def __init__(
+        self, name: str, ssh: push_deploy.Ssh, root: str, since: str, deadline: float, room: places.Places, looks: bool
+    ) -> None:
         super().__init__(daemon=True)
         self.machine, self.ssh, self.root, self.since, self.deadline = name, ssh, root, since, deadline
+        self.room = room  # for beginning a connection
+        self.looks = looks and ssh.is_direct  # whether anybody is there: who is not takes no place from others
         self.contact = Contact(SLOW, f"it did not answer within {CUT_OFF:g} s")
 
     def run(self) -> None:
-        contact = self.ask(["--since", self.since, "--within", f"{WITHIN:g}"])
+        target, until = self.ssh.target, time.monotonic() + CONNECT_TIMEOUT
+        if self.looks and not scout.is_there(target.host, target.port, until):
+            self.contact = Contact(OFF, f"it does not answer: nobody took a connection within {CONNECT_TIMEOUT:g} s")
+            return
+        contact = self.ask()
         if contact.kind == REFUSES and "--within" in contact.why:
-            contact = self.ask([])  # of a version that does not know that yet
+            contact = self.ask(is_old=True)
         if is_unhealthy(contact):
             contact = contact._replace(unhealthy=1)
             self.contact = contact
             if self.left() > PAUSE + 1.5:
                 time.sleep(PAUSE)
-                again = self.ask(["--since", self.since, "--within", f"{max(1.0, self.left() - 1):.1f}"])
+                again = self.ask()
                 if again.answer:
                     contact = again._replace(unhealthy=2 if is_unhealthy(again) else 0)
         self.contact = contact
@@ -184,10 +115,16 @@ class Question(threading.Thread):
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def ask(self, words: Sequence[str]) -> Contact:
-        script = f"{self.root}/bin/deploy_machine.py"
-        command = ["python3", script, "status", "--json", "--root", self.root, *words]
-        return contact_of(self.ssh.run(command, b"", lambda line: None, max(0.5, self.left())), self.ssh.secret)
+    def ask(self, is_old: bool = False) -> Contact:
+        """Ask for the status; is_old: in the words of a version that knows no limit of time."""
+        with self.room.one(self.deadline - SHORTEST) as leave:
+            if not leave:
+                return Contact(SLOW, f"others were asked until {CUT_OFF:g} s were over")
+            self.ssh.on_login = leave
+            within = ["--since", self.since, "--within", f"{min(WITHIN, max(1.0, round(self.left() - 1, 1))):g}"]
+            script = f"{self.root}/bin/deploy_machine.py"
+            command = ["python3", script, "status", "--json", "--root", self.root, *([] if is_old else within)]
+            return contact_of(self.ssh.run(command, b"", lambda line: None, max(0.5, self.left())), self.ssh.secret)
 
 
 def contact_of(evidence: push_deploy.Evidence, secret: str) -> Contact:
@@ -210,35 +147,47 @@ def is_unhealthy(contact: Contact) -> bool:
 def ask_all(machines: Sequence[Machine], memory: Memory, options: argparse.Namespace) -> dict[str, Seen]:
     """Ask all machines at the same time. Raises UsageError."""
     began = time.time()
-    places = targets(machines, options)
-    key = text_of("DEPLOY_SSH_KEY", options.key, "--key")
-    known_hosts = text_of("DEPLOY_KNOWN_HOSTS", options.known_hosts, "--known-hosts")
+    targets = fleet_inventory.targets(machines, options)
+    key = fleet_inventory.text_of("DEPLOY_SSH_KEY", options.key, "--key")
+    known_hosts = fleet_inventory.text_of("DEPLOY_KNOWN_HOSTS", options.known_hosts, "--known-hosts")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-status-")))
         try:
             env = stack.enter_context(push_deploy.Agent(folder, key))
         except push_deploy.PushError as error:
             raise errors.UsageError(str(error)) from None
-        deadline, questions = time.monotonic() + CUT_OFF, []
+        room = places.Places(hold=HANDSHAKE)
+        deadline, questions = time.monotonic() + CUT_OFF, list[Question]()
+        stack.callback(end, questions)
         for machine in machines:
             own = folder / machine.name
             own.mkdir()
             about = argparse.Namespace(
                 machine=machine.name, connect_timeout=CONNECT_TIMEOUT, ssh_option=options.ssh_option
             )
-            ssh = push_deploy.Ssh(places[machine.name], own, known_hosts, env, about)
-            questions.append(Question(machine.name, ssh, options.root, cursor(memory, machine), deadline))
+            ssh = push_deploy.Ssh(targets[machine.name], own, known_hosts, env, about)
+            since, looks = cursor(memory, machine), len(machines) > room.number
+            questions.append(Question(machine.name, ssh, options.root, since, deadline, room, looks))
             questions[-1].start()
+            time.sleep(places.APART)
         for question in questions:
             question.join(max(0.0, deadline + 0.5 - time.monotonic()))
-        for question in questions:
-            question.ssh.end()
         found = {question.machine: question.contact for question in questions}
     if options.record or options.hand_over or options.alert:  # others read it: no host, no user
         found = {
-            name: fleet_handover.hidden(one, [places[name].host, places[name].user]) for name, one in found.items()
+            name: fleet_handover.hidden(one, [targets[name].host, targets[name].user]) for name, one in found.items()
         }
     return {name: Seen(began, contact) for name, contact in found.items()}
+
+
+def end(questions: Sequence[Question]) -> None:
+    """End all connections; what a thread still reads is there until it has."""
+    for question in questions:
+        question.ssh.end()
+    until = time.monotonic() + 0.5
+    for question in questions:
+        if question.is_alive():
+            question.join(max(0.0, until - time.monotonic()))
 
 
 def cursor(memory: Memory, machine: Machine) -> str:
@@ -294,8 +243,8 @@ def warn(text: str) -> None:
 def look(options: argparse.Namespace) -> int:
     """Ask, remember, show; return the exit code. Raises UsageError."""
     inventory = Path(options.inventory)
-    everybody = read_inventory(inventory)
-    machines = chosen(everybody, options.machine)
+    everybody = fleet_inventory.read(inventory)
+    machines = fleet_inventory.chosen(everybody, options.machine)
     channels = channels_of(options)
     with tempfile.TemporaryDirectory(prefix="fleet-status-") as scratch:
         asks = options.record or options.hand_over

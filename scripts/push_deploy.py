@@ -32,6 +32,7 @@ if sys.version_info < (3, 9):
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -57,6 +58,7 @@ DROPPED_TIMEOUT = 30.0  # seconds after which one that drops its connections is 
 BEGIN_TIMEOUT = 180.0  # seconds until the script must have begun there: the loader ends itself after 120
 STATUS_TIMEOUT = 60.0  # seconds for the answer to a question
 RECONNECT_TIMEOUT = 600.0  # seconds that a machine which was lost in mid-deploy is waited for
+LOGIN = "deploy-machine is let in"
 SSH_LOG = 16_000  # bytes of what ssh itself says that are looked at
 
 # What ssh says of a machine that is not there; looked at only after what it says of one that is.
@@ -213,6 +215,7 @@ class Ssh:
         self.secret = f"{github.prefix(options.machine)}_HOST"
         self.env = env
         self.is_direct = scout.is_direct(options.ssh_option or [])
+        self.on_login: Callable[[], None] | None = None  # called when it is let in there
         self.log = directory / "ssh.log"
         self.process: subprocess.Popen[bytes] | None = None
         pinned = directory / "known_hosts"
@@ -263,12 +266,15 @@ class Ssh:
         looks: scout.Scout,
     ) -> Evidence:
         self.log.write_text("", encoding="utf-8")
+        # said by ssh itself, on this side, to where also the command's output goes
+        local = ["-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=echo {LOGIN}"] if self.on_login else []
         self.process = process = subprocess.Popen(
-            [*self.argv, shlex.join(command)],
+            [self.argv[0], *local, *self.argv[1:], shlex.join(command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.env,
+            start_new_session=True,  # a Ctrl-C is for this process, which ends the connection in order
         )
         assert process.stdin and process.stdout and process.stderr
         last, stalled = [""], threading.Event()
@@ -289,6 +295,8 @@ class Ssh:
                     watchdog.cancel()
                     looks.is_over.set()
                     started = line[len(carrier.MARKER) :][:40].strip()
+                elif line == LOGIN and self.on_login:
+                    self.on_login()
                 else:
                     result = github.parse_result(line, is_whole) or result
             code = process.wait()
@@ -332,6 +340,7 @@ class Agent:
             **os.environ,
             "SSH_AUTH_SOCK": str(directory / "agent"),
             "SSH_ASKPASS_REQUIRE": "never",
+            "SHELL": "/bin/sh",  # with which ssh runs its LocalCommand
             "LC_ALL": "C",
         }
 
@@ -377,10 +386,16 @@ class Agent:
 def packed_version() -> tuple[bytes, str]:
     """The scripts beside this one, packed, and their id. Raises PushError."""
     try:
-        files = carrier.own_files(SCRIPTS)
-        return carrier.pack(files), carrier.identity(files)
+        return packed(SCRIPTS)
     except (OSError, ValueError) as error:
         raise PushError(f"{SCRIPTS} is not whole: {error}") from None
+
+
+@functools.cache
+def packed(folder: Path) -> tuple[bytes, str]:
+    """Once for all machines."""
+    files = carrier.own_files(folder)
+    return carrier.pack(files), carrier.identity(files)
 
 
 def deploy_command(options: argparse.Namespace, size: int, version: str) -> list[str]:
@@ -409,12 +424,13 @@ def status_command(root: str, version: str) -> list[str]:
 class Push:
     """One machine, from the first try to the result."""
 
-    def __init__(self, options: argparse.Namespace, console: github.Console) -> None:
+    def __init__(self, options: argparse.Namespace, console: github.Console, ssh: Ssh | None = None) -> None:
         self.options = options
         self.console = console
         self.clock = time.monotonic()
         self.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.ssh: Ssh | None = None
+        self.ssh = ssh  # without one it is made of what the environment says
+        self.is_cancelled = threading.Event()
 
     def run(self) -> dict[str, Any]:
         """The result: the machine's own, or one that says why there is none."""
@@ -427,7 +443,20 @@ class Push:
                 self.ssh.end()
             return self.own_result("failed", "the run was cancelled; a deploy that had begun there ends by itself")
 
+    def cancel(self) -> None:
+        """Of another thread: end what run() does. A connection that just begins needs it once more."""
+        self.is_cancelled.set()
+        if self.ssh:
+            self.ssh.end()
+
+    def pause(self, seconds: float) -> None:
+        """Wait. Raises Cancelled."""
+        if self.is_cancelled.wait(seconds):
+            raise Cancelled
+
     def deploy(self) -> dict[str, Any]:
+        if self.ssh:
+            return self.attempt(self.ssh, self.ssh.secret)
         name = self.options.machine
         prefix = github.prefix(name)
         host = self.options.host or os.environ.get(f"{prefix}_HOST", "").strip()
@@ -439,7 +468,7 @@ class Push:
         key = os.environ.get("DEPLOY_SSH_KEY", "")
         with tempfile.TemporaryDirectory(prefix="push-deploy-") as folder, Agent(Path(folder), key) as env:
             self.ssh = Ssh(target, Path(folder), known_hosts, env, self.options)
-            return self.attempt(self.ssh, f"{prefix}_HOST")
+            return self.attempt(self.ssh, self.ssh.secret)
 
     def attempt(self, ssh: Ssh, host_secret: str) -> dict[str, Any]:
         """Push, and follow the deploy to its end; if it was lost before it had begun, once more."""
@@ -466,6 +495,7 @@ class Push:
             self.console.say(f"{self.options.machine}: connecting" + (" once more" if seen else ""))
             with self.console.foreign() as on_line:
                 evidence = ssh.run(command, archive, on_line)
+            self.pause(0)
             kind, message = classify(evidence, host_secret)
             seen.append(kind)
             most = scout.WITHIN / 2 if kind == "offline" else DROPPED_TIMEOUT  # a silence has been waited for by then
@@ -474,7 +504,7 @@ class Push:
                 break
             if kind == "dropped":
                 self.console.say(f"{self.options.machine}: {github.plain(message)}")
-            time.sleep(pause)
+            self.pause(pause)
         return evidence, kind, message
 
     def find_out(self, ssh: Ssh, evidence: Evidence, version: str) -> dict[str, Any] | None:
@@ -490,7 +520,7 @@ class Push:
         deadline = time.monotonic() + self.options.reconnect_timeout
         seen = False
         while time.monotonic() < deadline:
-            time.sleep(2)
+            self.pause(2)
             answer = ssh.run(command, b"", lambda line: None, STATUS_TIMEOUT)
             status = answer.result
             if answer.code != 0 or status is None:
@@ -543,11 +573,17 @@ def find_own(attempts: Any, since: str) -> dict[str, Any] | None:
 # --- what people and GitHub see --------------------------------------------------------------------------
 
 
-def report(console: github.Console, name: str, result: Mapping[str, Any]) -> None:
-    """The line and the annotation for people, and the output for the report."""
+def in_words(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The outcome and the message, for people."""
     outcome, message = github.plain(result["outcome"]), github.plain(str(result.get("message", "")))
     # a user named `deploy` is a secret whose value GitHub would hide in the word "deployed"
-    word = "updated" if outcome == "deployed" else outcome
+    return "updated" if outcome == "deployed" else outcome, message
+
+
+def report(console: github.Console, name: str, result: Mapping[str, Any]) -> None:
+    """The line and the annotation for people, and the output for the report."""
+    outcome = github.plain(result["outcome"])
+    word, message = in_words(result)
     console.say(f"{name}: {word}: {message}")
     if errors.exit_code(outcome) in (0, errors.EXIT_OFFLINE):
         # the report warns of a machine that is offline, once

@@ -324,6 +324,32 @@ def facts_of(machine: Machine, merged: str) -> list[deployments.Fact]:
     return [*facts, deployments.Fact(machine.name, machine.commit, deployments.RUNS, by=by)]
 
 
+# --- all of it ------------------------------------------------------------------------------------------------
+
+
+def tell(machines: Sequence[Machine], annotates: bool = True) -> int:
+    """Tell everybody who is to know; return the verdict. annotates: warnings and errors are for GitHub's page."""
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        with open(page, "a", encoding="utf-8") as file:
+            file.write(summary(machines))
+    for machine in machines:
+        print(f"{machine.symbol} {machine.name}: {machine.about.words}: {machine.message}")
+    for line in annotation_lines(machines) if annotates else ():
+        print(line)
+    url = os.environ.get("DEPLOY_WEBHOOK_URL", "")
+    results = [machine.result for machine in machines if machine.result]
+    problem = webhook.tell(url, webhook_text(machines), {"results": results}) if url else ""
+    if problem:
+        print(github.annotation("warning", "webhook", problem) if annotates else problem)
+    merged = os.environ.get("GITHUB_SHA", "")
+    problem = deployments.record([fact for machine in machines for fact in facts_of(machine, merged)], os.environ)
+    if problem:
+        print(github.annotation("warning", "deployments", problem) if annotates else problem)
+    print(headline(machines))
+    return verdict(machines)
+
+
 # --- command line --------------------------------------------------------------------------------------------
 
 
@@ -341,26 +367,7 @@ def main_inner(arguments: Sequence[str]) -> int:
         help="machines that must have a result",
     )
     options = parser.parse_args(arguments)
-    machines = read_machines(list(dict.fromkeys(options.expect)), os.environ)
-    page = os.environ.get("GITHUB_STEP_SUMMARY")
-    if page:
-        with open(page, "a", encoding="utf-8") as file:
-            file.write(summary(machines))
-    for machine in machines:
-        print(f"{machine.symbol} {machine.name}: {machine.about.words}: {machine.message}")
-    for line in annotation_lines(machines):
-        print(line)
-    url = os.environ.get("DEPLOY_WEBHOOK_URL", "")
-    results = [machine.result for machine in machines if machine.result]
-    problem = webhook.tell(url, webhook_text(machines), {"results": results}) if url else ""
-    if problem:
-        print(github.annotation("warning", "webhook", problem))
-    merged = os.environ.get("GITHUB_SHA", "")
-    problem = deployments.record([fact for machine in machines for fact in facts_of(machine, merged)], os.environ)
-    if problem:
-        print(github.annotation("warning", "deployments", problem))
-    print(headline(machines))
-    return verdict(machines)
+    return tell(read_machines(list(dict.fromkeys(options.expect)), os.environ))
 
 
 def main() -> NoReturn:

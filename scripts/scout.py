@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 PATIENCE = 1.0  # seconds that ssh has to begin: most deploys have, and nothing is asked then
 WITHIN = 4.0  # seconds after which somebody who is there has taken a connection: they are begun anew each second
+AT_LEAST = 1.0  # seconds, however late it begins
 OWN_WAYS = {"proxycommand", "proxyjump", "hostname", "port", "bindaddress", "bindinterface"}
 
 
@@ -36,14 +37,19 @@ class Scout(threading.Thread):
     def run(self) -> None:
         if self.is_over.wait(PATIENCE):
             return
-        try:
-            found = socket.getaddrinfo(*self.place, type=socket.SOCK_STREAM)
-        except OSError:  # ssh says so itself
-            return
-        addresses = [(family, address) for family, _, _, _, address in found]
-        if not self.is_over.is_set() and not is_anybody_there(addresses, self.deadline, self.is_over):
+        if not is_there(*self.place, self.deadline, self.is_over):
             self.is_absent = True
             self.on_absent()
+
+
+def is_there(host: str, port: str, deadline: float, is_over: threading.Event | None = None) -> bool:
+    """Whether anybody is there until the deadline (monotonic seconds); True if nobody can say, or it is over."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:  # ssh says so itself
+        return True
+    addresses = [(family, address) for family, _, _, _, address in found]
+    return bool(is_over and is_over.is_set()) or is_anybody_there(addresses, deadline, is_over)
 
 
 def is_direct(ssh_options: Sequence[str]) -> bool:
@@ -54,21 +60,29 @@ def is_direct(ssh_options: Sequence[str]) -> bool:
 def is_anybody_there(
     addresses: Sequence[tuple[int, Any]], deadline: float, is_over: threading.Event | None = None
 ) -> bool:
-    """Whether one of them takes or refuses a connection until the deadline (monotonic seconds); True if it is over."""
+    """Whether one of them takes or refuses a connection until the deadline (monotonic seconds); True if it is over.
+
+    Where this computer has so much to do that this comes late, they have AT_LEAST all the same.
+    """
+    deadline = max(deadline, time.monotonic() + AT_LEAST)
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        while (left := deadline - time.monotonic()) > 0:
+        while True:
             for family, address in addresses:
                 begun = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
                 begun.setblocking(False)
                 if begun.connect_ex(address) in (0, errno.ECONNREFUSED):
                     return True
                 selector.register(begun, selectors.EVENT_WRITE)
-            again = time.monotonic() + min(1.0, left)
-            while (pause := again - time.monotonic()) > 0:
-                if is_over and is_over.is_set():
-                    return True
-                for key, _ in selector.select(min(pause, 0.1)):
+            again = min(time.monotonic() + 1.0, deadline)
+            while not is_over or not is_over.is_set():
+                now = time.monotonic()  # before they are looked at: what came meanwhile counts
+                for key, _ in selector.select(min(max(0.0, again - now), 0.1)):
                     selector.unregister(key.fileobj)
                     if key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (0, errno.ECONNREFUSED):  # type: ignore[union-attr]
                         return True
-    return False
+                if now >= deadline:
+                    return False
+                if now >= again:
+                    break
+            else:
+                return True

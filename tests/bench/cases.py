@@ -6,22 +6,28 @@ times) are measured in the first LIGHT rounds only, so that a run fits into half
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from bench import floors
 from bench.contenders import CONTENDERS, Contender, Naive, Ours
-from bench.machines import Machines
+from bench.machines import Machines, Root
+from bench.report import predicted
 from lab.host import REPOSITORY
 from lab.image import say
 from lab.machine import Machine
 from lab.world import REPO_URL
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import places
 
 LIGHT = 3
 Samples = dict[str, dict[str, list[float]]]
@@ -37,14 +43,19 @@ class Bench:
         self.samples: Samples = defaultdict(lambda: defaultdict(list))
         self.timings: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.contenders: dict[str, Contender] = {}
-        self.many: list[tuple[Machine, str]] = []
+        self.many: list[Root] = []
+        self.fifty: list[Root] = []
         for name in CONTENDERS:
             # the floors are measured on the machines of these two
             if name in (*names, "ours", "naive"):
                 self.add(name)
         if {"twenty", "big"} & set(cases):
             say("making 20 roots")
-            self.many = machines.create_many()
+            self.many = machines.create_many(20)
+        if "fifty" in cases:
+            say("making 50 roots")
+            self.fifty = machines.create_many(50, "fifty")
+            self.doors = machines.create_doors(self.fifty)
         if "big" in cases:
             say("making a repository of 50,000 files and 20,000 commits")
             machines.create_repository("big", files=50_000, commits=20_000)
@@ -70,6 +81,11 @@ class Bench:
         assert isinstance(contender, Naive)
         return contender
 
+    @property
+    def enter(self) -> list[str]:
+        """What a command of the runner begins with."""
+        return ["ip", "netns", "exec", self.machines.world.network.namespace("runner")]
+
     def peers(self, always: bool = True) -> list[Contender]:
         """All contenders; unless `always`, only ours after the light rounds."""
         return list(self.contenders.values()) if always or self.round < LIGHT else [self.ours]
@@ -91,6 +107,8 @@ class Bench:
             say(f"{contender.name}: its very first deploy took {seconds:.1f} s")
         if self.many:
             push_many(self, self.many)
+        if self.fifty:
+            push_all(self, self.fifty)
         if "big" in self.cases:
             push_big(self)
 
@@ -235,43 +253,64 @@ def offline(bench: Bench) -> None:
 
 def push(bench: Bench, machine: Machine, *words: str) -> subprocess.Popen[str]:
     """Start a push of the newest commit to a machine whose role has no services."""
-    namespace = bench.machines.world.network.namespace("runner")
-    command = ["ip", "netns", "exec", namespace, sys.executable, str(REPOSITORY / "scripts/push_deploy.py")]
+    command = [*bench.enter, sys.executable, str(REPOSITORY / "scripts/push_deploy.py")]
     command += ["--machine", machine.name, "--role", "worker", "--host", machine.address, "--user", "deploy", *words]
-    env = {**bench.ours.environment(), "GITHUB_OUTPUT": ""}
+    return started(command, {**bench.ours.environment(), "GITHUB_OUTPUT": ""})
+
+
+def started(command: list[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, env=env, text=True
     )
 
 
-def push_many(bench: Bench, roots: list[tuple[Machine, str]]) -> float:
-    """Merge a change of one file; seconds until all roots, pushed to at once, have it."""
+def until_all_have_it(bench: Bench, roots: list[Root], start: Callable[[str], list[subprocess.Popen[str]]]) -> float:
+    """Merge a change of one file; seconds until all roots have it, and what was started has ended."""
     commit = bench.machines.change("light")
     begin = time.monotonic()
-    processes = [push(bench, machine, "--root", root, "--contains", commit) for machine, root in roots]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    processes = start(commit)
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     seconds = time.monotonic() - begin
-    for (machine, root), process, output in zip(roots, processes, outputs):
-        assert process.returncode == 0, f"{machine.name}:{root}: {output}"
+    assert not any(process.returncode for process in processes), outputs
+    for machine, root in roots:
         revision = machine.out(f"cat {root}/current/REVISION")
-        assert revision == commit, f"{machine.name}:{root}: {output}"
+        assert revision == commit, f"{machine.name}:{root}: {outputs}"
     return seconds
 
 
-def fetch_many(bench: Bench, roots: list[tuple[Machine, str]]) -> float:
-    """Seconds for nothing but `ssh host git fetch`, with nothing new, to all roots at once."""
-    enter = ["ip", "netns", "exec", bench.machines.world.network.namespace("runner")]
+def push_many(bench: Bench, roots: list[Root]) -> float:
+    """Each pushed to by a process of its own, all at once."""
+    return until_all_have_it(
+        bench,
+        roots,
+        lambda commit: [push(bench, machine, "--root", root, "--contains", commit) for machine, root in roots],
+    )
+
+
+def push_all(bench: Bench, roots: list[Root]) -> float:
+    """All pushed to by one push_all.py, so many at once as it does by itself."""
+    inventory = bench.machines.world.directory / "machines.ini"
+    inventory.write_text("".join(f"[{Path(root).name}]\nroles = worker\n" for _, root in roots))
+    hosts = [word for root in roots for word in ("--host", f"{Path(root[1]).name}={bench.doors[root]}")]
+    command = [*bench.enter, sys.executable, str(REPOSITORY / "scripts/push_all.py"), "--user", "deploy", *hosts]
+    command += ["--inventory", str(inventory)]
+    return until_all_have_it(
+        bench, roots, lambda commit: [started([*command, "--contains", commit], bench.ours.environment())]
+    )
+
+
+def fetch_many(bench: Bench, roots: list[Root], at_once: int) -> float:
+    """Seconds for nothing but `ssh host git fetch`, with nothing new, to all roots, so many at once."""
     url = REPO_URL.replace("app.git", "light.git")
+
+    def fetch(place: Root) -> None:
+        words = bench.machines.ssh(place[0], f"git --git-dir={place[1]}/repo.git fetch -q {url} refs/heads/main")
+        subprocess.run([*bench.enter, *words], stdin=subprocess.DEVNULL, timeout=300, check=True)
+
     begin = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [*enter, *bench.machines.ssh(machine, f"git --git-dir={root}/repo.git fetch -q {url} refs/heads/main")],
-            stdin=subprocess.DEVNULL,
-        )
-        for machine, root in roots
-    ]
-    codes = [process.wait(timeout=300) for process in processes]
-    assert not any(codes), codes
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(fetch, roots))
     return time.monotonic() - begin
 
 
@@ -279,8 +318,30 @@ def twenty(bench: Bench) -> None:
     """One .py file, to one root and then to all 20 at once, from one runner: on the cores of this one computer."""
     bench.note("twenty", "one machine", push_many(bench, bench.many[:1]))
     bench.note("twenty", "20 machines at once", push_many(bench, bench.many))
-    bench.note("floors", "ssh host git fetch, one machine", fetch_many(bench, bench.many[:1]))
-    bench.note("floors", "ssh host git fetch, 20 machines at once", fetch_many(bench, bench.many))
+    bench.note("floors", "ssh host git fetch, one machine", fetch_many(bench, bench.many[:1], 1))
+    bench.note("floors", "ssh host git fetch, 20 machines at once", fetch_many(bench, bench.many, 20))
+
+
+def fifty(bench: Bench) -> None:
+    """One .py file to 50 roots by one push_all.py, and how long that may take, as bench.report.predicted says."""
+    number, at_once, cores = len(bench.fifty), places.AT_ONCE, os.cpu_count() or 1
+    bench.note("fifty", "one machine", metered(bench, push_all, bench.fifty[:1])[0])
+    cost = [metered(bench, push_all, bench.fifty[:some])[1] for some in (1, 1 + at_once)]
+    seconds = push_all(bench, bench.fifty)
+    floor, floor_cost = metered(bench, fetch_many, bench.fifty, at_once)
+    more, least = (cost[1] - cost[0]) / at_once, floor_cost / number
+    bench.note("fifty", f"{number} machines", seconds)
+    bench.note("fifty", f"{number} machines, as predicted", predicted(floor, number, more - least, cores))
+    bench.note("floors", f"ssh host git fetch, {number} machines, {at_once} at once", floor)
+    bench.note("fifty_cpu", "ssh host git fetch", least)
+    bench.note("fifty_cpu", "one .py file to one machine more", more)
+
+
+def metered(bench: Bench, work: Callable[..., float], *arguments: Any) -> tuple[float, float]:
+    """Seconds, and seconds of processors."""
+    before = bench.machines.processor_seconds()
+    seconds = work(bench, *arguments)
+    return seconds, bench.machines.processor_seconds() - before
 
 
 def push_big(bench: Bench) -> float:
@@ -328,6 +389,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "boot_behind": boot_behind,
     "offline": offline,
     "twenty": twenty,
+    "fifty": fifty,
     "big": big,
     "floors": floor,
 }

@@ -7,7 +7,9 @@ own tree (/srv/site), a database of its own, and may use sudo.
 
 from __future__ import annotations
 
+import functools
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,8 +26,8 @@ from lab.world import DOT_ENV, REPO_URL, World
 RECIPES = Path(__file__).with_name("recipes")
 UNITS = Path(__file__).with_name("units")
 PROBE = Path(__file__).with_name("probe.py")
-MANY = 20
 LIGHT_MACHINES = 4
+Root = tuple[Machine, str]
 PEER = """\
     rm -rf /srv/app/releases /srv/app/envs /srv/app/repo.git /srv/app/state /srv/app/bin /srv/app/current /srv/app/slots
     install -d -o deploy -g deploy /srv/site
@@ -47,7 +49,7 @@ class Machines:
         self.known_hosts = world.home / "bench_known_hosts"
 
     def raise_limits(self) -> None:
-        """The one git server of 20 machines must take as many connections at once."""
+        """The one git server of many machines must take as many connections at once."""
         self.services.sh(
             "echo 'MaxStartups 200' >/etc/ssh/sshd_config.d/bench.conf; systemctl reload ssh;"
             "echo 'max_connections = 200' >>/etc/postgresql/15/main/conf.d/lab.conf;"
@@ -102,11 +104,10 @@ class Machines:
         site = machine.root / "etc/nginx/sites-enabled/board.conf"
         site.write_text(site.read_text().replace("unix:/srv/app/current/.socket", "unix:/run/gunicorn.sock"))
 
-    def create_many(self) -> list[tuple[Machine, str]]:
-        """MANY roots that a push can go to, on LIGHT_MACHINES machines: the role of each has no services.
-
-        Not as many machines: the kernel's default number of inotify instances does not allow 20 more systemds.
-        """
+    @functools.cached_property
+    def light(self) -> list[Machine]:
+        """Those that have many roots. There are few: the kernel's default number of inotify instances does not allow as
+        many systemds as roots."""
         self.create_repository("light", files=100, commits=100)
         machines = [self.create(f"light{number}") for number in range(LIGHT_MACHINES)]
         for machine in machines:
@@ -115,10 +116,34 @@ class Machines:
             machine.boot(wait="ssh.service")
             machine.run("tee", "/etc/ssh/sshd_config.d/bench.conf", input="MaxStartups 200\n")
             machine.run("systemctl", "reload", "ssh.service")
-        roots = [(machines[number % LIGHT_MACHINES], f"/srv/root{number}") for number in range(MANY)]
+        return machines
+
+    def create_many(self, number: int, name: str = "root") -> list[Root]:
+        """So many roots that a push can go to, on the light machines: the role of each has no services."""
+        roots = [(self.light[one % LIGHT_MACHINES], f"/srv/{name}{one}") for one in range(number)]
         for machine, root in roots:
             self.create_root(machine, root, "light")
         return roots
+
+    def create_doors(self, roots: list[Root]) -> dict[Root, str]:
+        """Where each root is reached as if it were a machine of its own: by an sshd to which it is /srv/app."""
+        places, known = {}, [self.known_hosts.read_text()]
+        for number, (machine, root) in enumerate(roots, 2200):
+            machine.run("systemd-run", "-q", "-p", f"BindPaths={root}:/srv/app", "/usr/sbin/sshd", "-D", "-p", number)
+            places[machine, root] = f"{machine.address}:{number}"
+            key = (machine.root / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
+            known.append(f"[{machine.address}]:{number} {key}")
+        self.known_hosts.write_text("".join(known))
+        return places
+
+    def processor_seconds(self) -> float:
+        """What the light machines, the git server and the runner have used of the processors so far."""
+        own = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = own.ru_utime + own.ru_stime
+        for machine in (*self.light, self.services):
+            stat = next(group / "cpu.stat" for group in machine.cgroups() if (group / "cpu.stat").exists())
+            seconds += int(stat.read_text().split()[1]) / 1e6  # usage_usec
+        return seconds
 
     # --- the runner
 
@@ -183,7 +208,7 @@ class Machines:
         self.world.as_developer("npm install --package-lock-only --no-audit --no-fund")
         return self.world.commit({}, f"add {name}")
 
-    # --- repositories of plain files, without steps: a big one, and a light one for 20 machines
+    # --- repositories of plain files, without steps: a big one, and a light one for many machines
 
     def git(self, name: str, *arguments: str, data: str | None = None) -> str:
         options: dict[str, Any] = {"input": data} if data is not None else {}

@@ -25,9 +25,9 @@ import deployer.ini
 import fleet_alerts
 import fleet_answers
 import fleet_handover
+import fleet_inventory
 import fleet_page
 import fleet_states
-import fleet_status
 import fleet_table
 import github
 import push_deploy
@@ -406,7 +406,7 @@ def test_a_time_from_a_machine(text: str) -> None:
 def test_machines_ini(folder: Path, text: str) -> None:
     write(folder / "machines.ini", text)
     try:
-        machines = fleet_status.read_inventory(folder / "machines.ini")
+        machines = fleet_inventory.read(folder / "machines.ini")
     except errors.UsageError as error:
         assert "\n" not in str(error)
         return

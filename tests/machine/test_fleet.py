@@ -1,4 +1,4 @@
-"""Real machines, with the restricted key, looked at by fleet_status.py and by fleet.yml: also one that is cut off."""
+"""Real machines, with the restricted key, looked at by fleet_status.py and by fleet.yml, deployed to by push_all.py."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lab.ci import Ci
 from lab.world import World
 from workflow import Run, push, schedule
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts/fleet_status.py"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
-def ask(ci: Ci, *words: str) -> tuple[int, str, float]:
+def ask(ci: Ci, *words: str, script: str = "fleet_status.py") -> tuple[int, str, float]:
     """Exit code, stdout and seconds, on the runner."""
     world = ci.world
     inventory = world.clone / "machines.ini"
     env = {"PATH": "/usr/bin:/bin", "XDG_STATE_HOME": str(world.directory / "state"), **ci.secrets}
     namespace = ["ip", "netns", "exec", world.network.namespace("runner")]
-    argv = [*namespace, sys.executable, str(SCRIPT), "--inventory", str(inventory), *words]
+    argv = [*namespace, sys.executable, str(SCRIPTS / script), "--inventory", str(inventory), *words]
     began = time.monotonic()
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
@@ -61,7 +61,8 @@ def test_a_machine_that_was_cut_off_and_boots_again(world: World) -> None:
 
     frontend.cut()
     newest = world.commit(world.edit("board/views.py", "[:50]", "[:40]"))
-    scheduler.deploy("--trigger", "cd")
+    code, out, _ = ask(ci, "--contains", newest, script="push_all.py")
+    assert (code, out.splitlines()[-1]) == (0, "updated: scheduler; offline: frontend"), out
     machines(ci)
     code, out, seconds = ask(ci)
     assert (code, seconds < 10) == (0, True), out

@@ -14,7 +14,12 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts/fleet_status.py"
+import many
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import fleet_status
+
+SCRIPT = Path(fleet_status.__file__)
 INVENTORY = "[scheduler]\non = always\n[frontend]\non = at-times\n[night]\non = at-times\n"
 COMMIT = "b" * 40
 
@@ -84,22 +89,16 @@ def test_one_that_never_speaks_and_one_that_is_refused_hold_nobody_up(fleet: Fle
     assert asked.endswith("--within 5")
 
 
-def nobody() -> str:
-    """An address at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
-
-
 def test_one_that_is_off_is_shown_as_it_was(fleet: Fleet) -> None:
     attempt = {"started": "2026-01-02T03:04:00Z", "trigger": "boot", "outcome": "deployed", "commit": COMMIT}
     fleet.answers(history=[attempt])
     assert fleet.run("--machine", "frontend", frontend="answers")[0] == 0
-    code, out, _, _ = fleet.run("--machine", "frontend", frontend=nobody())
+    code, out, _, _ = fleet.run("--machine", "frontend", frontend=many.nobody())
     assert code == 1, "nobody answered"
     assert "1 machine asked, none answered" in out
     assert "\nfrontend  off    bbbbbbbb?" in out
     assert "          ? as last seen " in out and "it catches up when it boots" in out
-    _, out, _, _ = fleet.run("--machine", "frontend", "--history", frontend=nobody())
+    _, out, _, _ = fleet.run("--machine", "frontend", "--history", frontend=many.nobody())
     assert out == f"2026-01-02T03:04:00Z  frontend      boot    deployed      {COMMIT[:8]}\n"
     fleet.run("--machine", "frontend", frontend="answers")
     assert "--since 2026-01-02T03:04:00Z --within" in (fleet.home / "asked").read_text(), "only what is not known yet"
@@ -162,3 +161,19 @@ def test_no_machine_is_not_all_well(fleet: Fleet) -> None:
     (fleet.home / "machines.ini").write_text("")
     code, out, _, _ = fleet.run()
     assert (code, out) == (1, f"{fleet.home}/machines.ini: has no machine\n")
+
+
+@pytest.mark.slow
+def test_fifty_machines_are_each_told_rightly_and_eight_connections_begin_at_once(fleet: Fleet) -> None:
+    (fleet.home / "machines.ini").write_text("".join(f"[{name}]\n" for name in many.NAMES))
+    status = {"schema": 1, "machine": "x", "commit": COMMIT, "healthy": True, "activated": "2026-01-02T03:04:05Z"}
+    many.install(fleet.home, json.dumps(status))
+    with many.places() as where:
+        fleet.env |= {"HOME": str(fleet.home), **where}
+        code, out, err, seconds = fleet.run("--json")
+    assert (code, err, seconds < 10) == (1, "", True)
+    rightly = {"off": "SILENT", "slow": "unknown", "refuses": "REFUSES", "closed": "SILENT", "busy": "ok", "on": "ok"}
+    assert states(out) == {name: rightly[many.kind_of(name)] for name in many.NAMES}
+    begun = many.connections(fleet.home)
+    assert {one.kind for one in begun} == {"on", "busy", "slow", "refuses"}, "whoever is off takes no place from others"
+    assert many.most_at_once(begun, hold=fleet_status.HANDSHAKE - 0.3) <= 8

@@ -18,7 +18,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from many import silent
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import scout  # noqa: E402
+
 MARKER = "deploy-machine started 2026-01-02T03:04:05Z"
 # a process counts what the one had that started it: so it is started by a small one
 MEASURE = """
@@ -171,13 +176,6 @@ def test_one_that_goes_off_while_it_is_tried_is_offline(runner: Runner) -> None:
     assert "Connection refused" in pushed.result["message"]
 
 
-@contextlib.contextmanager
-def silent() -> Iterator[socket.socket]:
-    """A server at which nobody takes a connection, as of a machine that is off: the queue in front of it is full."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, socket.create_connection(server.getsockname()):
-        yield server
-
-
 def test_one_that_is_silent_is_told_as_offline_within_four_seconds(runner: Runner) -> None:
     with silent() as server:
         begin = time.monotonic()
@@ -187,6 +185,17 @@ def test_one_that_is_silent_is_told_as_offline_within_four_seconds(runner: Runne
     assert pushed.result["message"] == "it does not answer: nobody took a connection within 4 s"
     assert pushed.log.count("connecting") == 1
     assert seconds < 5.5, "with some time for the programs themselves to start"
+
+
+def test_one_that_is_there_is_found_however_late_it_is_looked_for() -> None:
+    """As on a runner that has so much to do that the time is over before this begins."""
+    over = time.monotonic() - 5
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert scout.is_there("127.0.0.1", str(server.getsockname()[1]), over)
+    with silent() as server:
+        begin = time.monotonic()
+        assert not scout.is_there("127.0.0.1", str(server.getsockname()[1]), over)
+    assert time.monotonic() - begin > 0.9, "an answer has its way to come"
 
 
 def begins_late(runner: Runner) -> None:

@@ -23,6 +23,7 @@ SAMPLES = {
     "load_slowest": {"ours": [0.5, 0.7, 0.6], "naive": [0.9, 1.0, 1.0]},
     "boot_held_back": {"ours": [0.5, 1.5]},
     "twenty": {"one machine": [1.0], "20 machines at once": [3.5]},
+    "fifty": {"50 machines": [12.0, 13.0], "50 machines, as predicted": [10.0]},
     "big": {"ours": [2.0], "checkout": [1.0]},
     "memory": {"ours": [26.0]},
     "floors": {
@@ -42,7 +43,7 @@ def found(text: str, samples: report.Samples = SAMPLES) -> report.Bar:
 
 def test_every_bar_of_the_issue_is_there_once() -> None:
     texts = [bar.text for bar in report.bars({})]
-    assert len(texts) == len(set(texts)) == 17
+    assert len(texts) == len(set(texts)) == 18
     assert {bar.verdict for bar in report.bars({})} == {"not measured"}
 
 
@@ -63,6 +64,7 @@ def test_every_bar_of_the_issue_is_there_once() -> None:
         ("rollback - restart", 1.1 - 0.7, "met"),
         ("boot, nothing new: services held back", 1.0, "met"),
         ("20 machines / one", 3.5, "**NOT met**"),
+        ("50 machines / as predicted", 1.25, "**NOT met**"),
         ("50,000 files: one file / checkout", 2.0, "met"),
         ("peak memory", 26.0, "met"),
         ("start (--version - an empty python3)", 0.08, "met"),
@@ -72,6 +74,11 @@ def test_bars_are_computed_from_medians_of_the_same_run(text: str, measured: flo
     bar = found(text)
     assert bar.measured == (None if measured is None else pytest.approx(measured))
     assert bar.verdict == verdict
+
+
+def test_fifty_machines_may_take_what_the_floor_takes_and_the_processors_need_beside_it() -> None:
+    assert report.predicted(floor=7.0, number=50, more=0.2, cores=2) == pytest.approx(12.0)
+    assert report.predicted(floor=7.0, number=50, more=0.0, cores=2) == 7.0, "a deploy that is no more than the floor"
 
 
 def test_our_own_second_way_is_not_a_peer() -> None:

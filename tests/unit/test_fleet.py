@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import fleet_answers
 import fleet_handover
+import fleet_inventory
 import fleet_states
 import fleet_status
 import fleet_table
@@ -232,7 +233,7 @@ def test_a_mistake_in_the_inventory_is_one_clear_line(tmp_path: Path, text: str,
     path = tmp_path / "machines.ini"
     path.write_text(text)
     with pytest.raises(errors.UsageError) as raised:
-        fleet_status.read_inventory(path)
+        fleet_inventory.read(path)
     assert says in str(raised.value) and str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -241,7 +242,7 @@ def test_the_inventory_that_adopt_writes(tmp_path: Path) -> None:
     path.write_text(
         "; the machines\n[scheduler]\nroles = scheduler\non = always\n\n[web]\nroles = a b\non = at-times\n"
     )
-    assert fleet_status.read_inventory(path) == [
+    assert fleet_inventory.read(path) == [
         Machine("scheduler", ("scheduler",)),
         Machine("web", ("a", "b"), AT_TIMES),
     ]
