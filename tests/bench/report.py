@@ -169,8 +169,8 @@ def load_cell(samples: Samples, kind: str, who: str = "ours") -> str:
 def ended(ill: float) -> str:
     """How long the site was ill."""
     if ill >= WATCHED:
-        return f"; not well within {WATCHED:.0f} s"
-    return f"; well after {ill:.0f} s" if ill else ""
+        return f"; still down after {WATCHED:.0f} s"
+    return f"; up again after {ill:.0f} s" if ill else ""
 
 
 def other_table(samples: Samples) -> str:

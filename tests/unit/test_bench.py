@@ -112,8 +112,8 @@ def test_the_table_of_the_load_has_how_each_kind_of_deploy_ended() -> None:
     assert ours.endswith("| 0 of 300; slowest 0.07 s | 1 of 400; slowest 0.08 s; red | 0 of 500; slowest 0.10 s; red |")
     good, pages, start = naive.split(" | ")[1:]
     assert good == "5 of 290; slowest 1.00 s"
-    assert pages == "150 of 400; slowest 1.20 s; green; not well within 60 s"
-    assert start == "150 of 300; slowest 60.10 s; green; well after 22 s |"
+    assert pages == "150 of 400; slowest 1.20 s; green; still down after 60 s"
+    assert start == "150 of 300; slowest 60.10 s; green; up again after 22 s |"
 
 
 def test_a_run_without_load_has_no_table_of_it() -> None:
