@@ -2,6 +2,7 @@
 
 cases.py       what is measured, round by round
 contenders.py  how each tool deploys the same application; recipes/ has their files
+load.py        its case of good and bad deploys under load
 floors.py      what no tool can avoid: ssh, git fetch, a restart until healthy, ...
 machines.py    the machines, and new commits
 tools.py       installs the other tools, pinned

@@ -1,7 +1,8 @@
 """What is measured: each case once a round, every contender in turn.
 
-The slow cases that no bar rests on (first deploy, boot three commits behind, the peers' rollback, load and offline
-times) are measured in the first LIGHT rounds only, so that a run fits into half an hour.
+The slow cases that no bar rests on (first deploy, boot three commits behind, the peers' rollback and offline times) are
+measured in the first LIGHT rounds only, and all deploys under load in the first one, so that a run fits into some 40
+minutes. (Ours under load has a campaign of its own: ./dev bench faults --replace.)
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench import floors
+from bench import floors, load
 from bench.contenders import CONTENDERS, Contender, Naive, Ours
+from bench.load import Noticed
 from bench.machines import Machines, Root
-from bench.report import predicted
+from bench.report import LOADS, predicted
 from lab.host import REPOSITORY
 from lab.image import say
 from lab.machine import Machine
@@ -47,7 +49,7 @@ class Bench:
         self.fifty: list[Root] = []
         for name in CONTENDERS:
             # the floors are measured on the machines of these two
-            if name in (*names, "ours", "naive"):
+            if name in (*names, "ours", "naive") and ("load" in cases or not CONTENDERS[name].only_load):
                 self.add(name)
         if {"twenty", "big"} & set(cases):
             say("making 20 roots")
@@ -87,12 +89,18 @@ class Bench:
         return ["ip", "netns", "exec", self.machines.world.network.namespace("runner")]
 
     def peers(self, always: bool = True) -> list[Contender]:
-        """All contenders; unless `always`, only ours after the light rounds."""
-        return list(self.contenders.values()) if always or self.round < LIGHT else [self.ours]
+        """All contenders but who is there for `load` only; unless `always`, only ours after the light rounds."""
+        everybody = [contender for contender in self.contenders.values() if not contender.only_load]
+        return everybody if always or self.round < LIGHT else [self.ours]
 
     def note(self, case: str, who: str, value: float) -> None:
         self.samples[case][who].append(value)
         say(f"round {self.round + 1}: {case}: {who}: {value:.3f}")
+
+    def note_load(self, kind: str, who: str, noticed: Noticed) -> None:
+        for figure, value in vars(noticed).items():
+            self.samples[f"load_{kind}_{figure}"][who].append(value)
+        say(f"round {self.round + 1}: load, {LOADS[kind]}: {who}: {noticed}")
 
     def note_deploy(self, case: str, contender: Contender, seconds: float) -> None:
         self.note(case, contender.name, seconds)
@@ -102,7 +110,7 @@ class Bench:
     def warm_up(self) -> None:
         """Every contender's first deploy, which fills its machine's package caches; not measured."""
         commit = self.machines.change_python()
-        for contender in self.peers():
+        for contender in self.contenders.values():
             seconds = contender.deploy(commit)
             say(f"{contender.name}: its very first deploy took {seconds:.1f} s")
         if self.many:
@@ -159,15 +167,15 @@ def rollback(bench: Bench) -> None:
     assert bench.ours.machine.health().get("commit") == commit
 
 
-def load(bench: Bench) -> None:
-    """Failed requests while one .py file is deployed under steady load."""
-    bench.bring_up(bench.peers(always=False))
-    commit = bench.machines.change_python()
-    for contender in bench.peers(always=False):
-        told = contender.under_load(commit)
-        bench.note("load", contender.name, told["failed"])
-        bench.samples["load_requests"][contender.name].append(told["requests"])
-        bench.samples["load_slowest"][contender.name].append(told["slowest"])
+def under_load(bench: Bench) -> None:
+    """Requests that fail while one .py file is deployed, by a good commit and by bad ones; in the first round only."""
+    if bench.round:
+        return
+    site = load.Site(bench.machines, list(bench.contenders.values()))
+    for kind in LOADS:
+        for name, noticed in site.measure(kind).items():
+            bench.note_load(kind, name, noticed)
+    site.leave()
 
 
 def python_dependency(bench: Bench) -> None:
@@ -382,7 +390,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "one_file": one_file,
     "python": python_dependency,
     "npm": npm_dependency,
-    "load": load,
+    "load": under_load,
     "rollback": rollback,
     "first": first,
     "boot": boot,

@@ -1,7 +1,6 @@
 """The stopwatch, a program of its own: it runs in the runner's namespace and on machines. Prints one JSON line.
 
 run URL COMMIT -- COMMAND    seconds until the command has ended AND the URL answers 200 with that commit
-load URL -- COMMAND          the same command under steady load: requests, and how many failed
 first URL COMMIT             seconds until the first good answer of a machine that is being booted
 """
 
@@ -11,12 +10,10 @@ import http.client
 import json
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
-RATE = 25  # requests a second, of each of the two kinds of clients
 LIMIT = 60.0
 HEADERS = {"Host": "localhost"}
 
@@ -68,56 +65,6 @@ def run(url: str, commit: str, command: list[str]) -> dict[str, Any]:
     return told
 
 
-class Client(threading.Thread):
-    """One client: RATE requests a second as long as they are answered in time."""
-
-    def __init__(self, url: str, keep_alive: bool) -> None:
-        super().__init__(daemon=True)
-        self.parts = urlsplit(url)
-        self.keep_alive = keep_alive
-        self.stop = threading.Event()
-        self.requests = self.failed = 0
-        self.slowest = 0.0
-
-    def run(self) -> None:
-        connection = http.client.HTTPConnection(self.parts.netloc, timeout=30)
-        due = time.monotonic()
-        while not self.stop.is_set():
-            begin = time.monotonic()
-            self.requests += 1
-            try:
-                connection.request("GET", self.parts.path, headers=HEADERS)
-                answer = connection.getresponse()
-                answer.read()
-                self.failed += answer.status != 200
-            except (OSError, http.client.HTTPException):
-                self.failed += 1
-                connection.close()
-            if not self.keep_alive:
-                connection.close()
-            self.slowest = max(self.slowest, time.monotonic() - begin)
-            due = max(due + 1 / RATE, time.monotonic() - 1)
-            time.sleep(max(0.0, due - time.monotonic()))
-        connection.close()
-
-
-def load(url: str, command: list[str]) -> dict[str, Any]:
-    clients = [Client(url, keep_alive) for keep_alive in (True, False)]
-    for client in clients:
-        client.start()
-    time.sleep(0.5)
-    told = execute(command)
-    time.sleep(1.0)
-    for client in clients:
-        client.stop.set()
-    for client in clients:
-        client.join(40)
-    told["requests"] = sum(client.requests for client in clients)
-    told["failed"] = sum(client.failed for client in clients)
-    told["slowest"] = max(client.slowest for client in clients)
-    return told
-
-
 def first(url: str, commit: str) -> dict[str, Any]:
     begin = time.monotonic()
     print("ready", flush=True)
@@ -128,12 +75,7 @@ def first(url: str, commit: str) -> dict[str, Any]:
 def main() -> int:
     words = sys.argv[1:]
     command = words[words.index("--") + 1 :] if "--" in words else []
-    if words[0] == "run":
-        told = run(words[1], words[2], command)
-    elif words[0] == "load":
-        told = load(words[1], command)
-    else:
-        told = first(words[1], words[2])
+    told = run(words[1], words[2], command) if words[0] == "run" else first(words[1], words[2])
     print(json.dumps(told))
     return 0
 

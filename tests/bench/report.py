@@ -21,6 +21,13 @@ TITLES = {
     "boot_behind": "boot, three commits behind",
     "offline": "a machine that is off, until told",
 }
+LOADS = {
+    "good": "a good deploy",
+    "pages": "a bad one: every page answers 500",
+    "start": "a bad one: its workers do not start",
+}
+LOAD_FIGURES = ("requests", "failed", "slowest", "ill", "red")  # see load.Noticed
+WATCHED = 60.0  # seconds after a deploy for which the case `load` watches a site that is not well
 # What the README shows, in plain words: the --case that measures it, and where in the samples it is.
 FIGURES = (
     ("one_file", "one_file", "a merge that changes one `.py` file, from the push until the site answers with it"),
@@ -99,6 +106,7 @@ def bars(samples: Samples) -> list[Bar]:
     ssh, fetch, restart = "ssh host true", "git fetch, nothing new", "restart until healthy"
     reach = m.floor(ssh, fetch)
     npm = m.floor(ssh, fetch, "npm ci", "npm run build", restart)
+    failed = total([m.worst(f"load_{kind}_failed") for kind in LOADS])
     start = above(m.floor("deploy_machine.py --version"), m.floor("python3 -c pass"))
     return [
         Bar("nothing new / (ssh + fetch)", 1.5, ratio(m.of("nothing"), reach)),
@@ -111,7 +119,7 @@ def bars(samples: Samples) -> list[Bar]:
         Bar("Python dependency / fastest contender", 1.0, ratio(m.of("python"), m.fastest_peer("python"))),
         Bar("npm dependency - (ssh + fetch + npm ci + build + restart)", 1.5, above(m.of("npm"), npm), "s"),
         Bar("npm dependency / fastest contender", 1.0, ratio(m.of("npm"), m.fastest_peer("npm"))),
-        Bar("failed requests under load", 0, m.worst("load")),
+        Bar("failed requests under load", 0, failed),
         Bar("rollback - restart", 0.5, above(m.of("rollback", "ours, on the machine"), m.floor(restart)), "s"),
         Bar("boot, nothing new: services held back", 1.0, m.of("boot_held_back"), "s"),
         Bar("20 machines / one", 3.0, ratio(m.of("twenty", "20 machines at once"), m.of("twenty", "one machine"))),
@@ -151,17 +159,32 @@ def main_table(samples: Samples) -> str:
         if measured:
             base = Medians(samples).of(case)
             rows.append([title, *(cell(measured.get(who), base) for who in names)])
-    if samples.get("load"):
-        rows.append(["failed requests under load", *(load_cell(samples, who) for who in names)])
     return table(["seconds: median (range)", *names], rows)
 
 
-def load_cell(samples: Samples, who: str) -> str:
-    failed = samples.get("load", {}).get(who)
-    if not failed:
+def load_table(samples: Samples) -> str:
+    """What the users of each contender's site notice of a good and of bad deploys; empty if that was not measured."""
+    names = samples.get("load_good_failed", {})
+    rows = [[who, *(load_cell(samples, kind, who) for kind in LOADS)] for who in names]
+    return table(["open loop, 50 requests a second: failed", *LOADS.values()], rows) if rows else ""
+
+
+def load_cell(samples: Samples, kind: str, who: str = "ours") -> str:
+    """How many requests failed, the slowest answer; of a bad deploy also how the run ended, and the site."""
+    figures = {each: samples.get(f"load_{kind}_{each}", {}).get(who, []) for each in LOAD_FIGURES}
+    if not figures["failed"]:
         return "-"
-    requests = sum(samples["load_requests"][who])
-    return f"{sum(failed):.0f} of {requests:.0f}; slowest {max(samples['load_slowest'][who]):.1f} s"
+    text = f"{sum(figures['failed']):.0f} of {sum(figures['requests']):.0f}; slowest {max(figures['slowest']):.2f} s"
+    if kind == "good":
+        return text
+    return f"{text}; {'red' if min(figures['red']) else 'green'}{ended(max(figures['ill']))}"
+
+
+def ended(ill: float) -> str:
+    """How long the site was ill."""
+    if ill >= WATCHED:
+        return f"; still down after {WATCHED:.0f} s"
+    return f"; up again after {ill:.0f} s" if ill else ""
 
 
 def other_table(samples: Samples) -> str:
@@ -203,16 +226,16 @@ def timings_table(timings: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def render(samples: Samples, timings: Mapping[str, Sequence[Mapping[str, Any]]], about: str) -> str:
     """All tables, as they stand in docs/benchmarks.md."""
-    parts = [about, main_table(samples), other_table(samples), bar_table(bars(samples))]
+    parts = [about, main_table(samples), load_table(samples), other_table(samples), bar_table(bars(samples))]
     parts += [timings_table(timings)] if timings else []
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def figures(samples: Samples) -> str:
     """The few figures that the README shows, each with the command that measures it."""
     rows = []
     for case, key, words in FIGURES:
-        measured = load_cell(samples, "ours") if key == "load" else with_unit(Medians(samples).of(key), "s")
+        measured = load_cell(samples, "good") if key == "load" else with_unit(Medians(samples).of(key), "s")
         rows.append([words, measured, f"`sudo ./dev bench --case {case}`"])
     return table(["what", "measured", "with"], rows) + "\n"
 

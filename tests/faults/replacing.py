@@ -97,6 +97,21 @@ class Report:
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
+def application(number: int, defect: str = "none", seconds: float = 0.0) -> dict[str, str]:
+    """For commit(): the scenarios' application with that defect; each number gives another one."""
+    text = Path(__file__).with_name("application.py").read_text()
+    for name, old, new in (("DEFECT", '"none"', f'"{defect}"'), ("SECONDS", "0.0", seconds), ("NUMBER", "0", number)):
+        assert f"\n{name} = {old}" in text
+        text = text.replace(f"\n{name} = {old}", f"\n{name} = {new}")
+    return {"mysite/wsgi.py": text}
+
+
+def cheap_requests(world: World) -> dict[str, str]:
+    """For commit(): settings with which a request costs little, as it is the waiting that is measured."""
+    name = '"NAME": os.environ.get'
+    return world.edit("mysite/settings.py", name, f'"CONN_MAX_AGE": 600,\n        {name}')
+
+
 class Site:
     """A frontend with the scenarios' application; it knows which commit it runs, and what the next one builds on."""
 
@@ -105,22 +120,16 @@ class Site:
         self.frontend = world.boot("frontend")
         self.locks = {name: (world.clone / name).read_text() for name in LOCKS}
         self.number = 0
-        # long requests may end; and a request costs little, as it is the waiting that is measured
+        # long requests may end
         files = world.edit("gunicorn.conf.py", "timeout = 30\ngraceful", "timeout = 90\ngraceful")
-        name = '"NAME": os.environ.get'
-        files |= world.edit("mysite/settings.py", name, f'"CONN_MAX_AGE": 600,\n        {name}')
+        files |= cheap_requests(world)
         self.runs = self.base = world.commit({**self.code(), **files}, "the scenarios' application")
         self.frontend.deploy()
 
     def code(self, defect: str = "none", seconds: float = 0.0) -> dict[str, str]:
         """The application with that defect; no two are the same."""
         self.number += 1
-        text = Path(__file__).with_name("application.py").read_text()
-        for name, old, new in (("DEFECT", '"none"', f'"{defect}"'), ("SECONDS", "0.0", seconds),
-                               ("NUMBER", "0", self.number)):  # fmt: skip
-            assert f"\n{name} = {old}" in text
-            text = text.replace(f"\n{name} = {old}", f"\n{name} = {new}")
-        return {"mysite/wsgi.py": text}
+        return application(self.number, defect, seconds)
 
     def commit(self, scenario: Scenario) -> str:
         """Commit what the scenario deploys, on top of the last good commit."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import load, report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -18,9 +19,19 @@ SAMPLES = {
     "one_file": {"ours": [2.0], "naive": [8.0], "fabric": [3.0]},
     "python": {"ours": [4.0], "naive": [5.0], "fabric": [4.0]},
     "rollback": {"ours": [9.0], "ours, on the machine": [1.0, 1.2]},
-    "load": {"ours": [0, 0, 1], "naive": [5, 0, 0]},
-    "load_requests": {"ours": [100, 100, 100], "naive": [90, 100, 100]},
-    "load_slowest": {"ours": [0.5, 0.7, 0.6], "naive": [0.9, 1.0, 1.0]},
+    "load_good_requests": {"ours": [300], "naive": [290]},
+    "load_good_failed": {"ours": [0], "naive": [5]},
+    "load_good_slowest": {"ours": [0.07], "naive": [1.0]},
+    "load_pages_requests": {"ours": [400], "naive": [400]},
+    "load_pages_failed": {"ours": [1], "naive": [150]},
+    "load_pages_slowest": {"ours": [0.08], "naive": [1.2]},
+    "load_pages_ill": {"ours": [0], "naive": [60.0]},
+    "load_pages_red": {"ours": [1], "naive": [0]},
+    "load_start_requests": {"ours": [500], "naive": [300]},
+    "load_start_failed": {"ours": [0], "naive": [150]},
+    "load_start_slowest": {"ours": [0.1], "naive": [60.1]},
+    "load_start_ill": {"ours": [0], "naive": [22.4]},
+    "load_start_red": {"ours": [1], "naive": [0]},
     "boot_held_back": {"ours": [0.5, 1.5]},
     "twenty": {"one machine": [1.0], "20 machines at once": [3.5]},
     "fifty": {"50 machines": [12.0, 13.0], "50 machines, as predicted": [10.0]},
@@ -96,12 +107,51 @@ def test_the_tables() -> None:
     lines = report.main_table(SAMPLES).splitlines()
     assert lines[0] == "| seconds: median (range) | ours | naive | fabric |"
     assert lines[2] == "| nothing new | 0.50 (0.40-0.60) | 3.10 (3.00-3.20) 6.2x | 0.90 (0.80-1.00) 1.8x |"
-    assert lines[-1] == "| failed requests under load | 1 of 300; slowest 0.7 s | 5 of 290; slowest 1.0 s | - |"
     assert "| rollback: ours, on the machine | 1.10 (1.00-1.20) |" in report.other_table(SAMPLES)
     assert "| 20 machines / one | 3.00 | 3.50 | **NOT met** |" in report.bar_table(report.bars(SAMPLES))
     assert "| one .py file | fetch 0.20, build 1.50 |" in report.timings_table(
         {"one_file": [{"fetch": 0.1, "build": 1.0}, {"fetch": 0.3, "build": 2.0}]}
     )
+
+
+def test_the_table_of_the_load_has_how_each_kind_of_deploy_ended() -> None:
+    _, _, ours, naive = report.load_table(SAMPLES).splitlines()
+    assert ours.endswith("| 0 of 300; slowest 0.07 s | 1 of 400; slowest 0.08 s; red | 0 of 500; slowest 0.10 s; red |")
+    good, pages, start = naive.split(" | ")[1:]
+    assert good == "5 of 290; slowest 1.00 s"
+    assert pages == "150 of 400; slowest 1.20 s; green; still down after 60 s"
+    assert start == "150 of 300; slowest 60.10 s; green; up again after 22 s |"
+
+
+def test_a_run_without_load_has_no_table_of_it() -> None:
+    without = {case: found for case, found in SAMPLES.items() if not case.startswith("load")}
+    assert report.load_table(without) == "" and "open loop" in report.render(SAMPLES, {}, "")
+    text = report.render(without, {}, "about")
+    assert "open loop" not in text and "\n\n\n" not in text
+    assert found("failed requests under load", without).verdict == "not measured"
+
+
+def test_what_a_deploy_can_have_disturbed_is_counted_from_its_begin() -> None:
+    before, during, late = (load.Answer("/", at, at, at + took, status, "", "")
+                            for at, took, status in ((1.0, 8.0, 500), (9.5, 1.0, 200), (11.0, 0.1, 500)))  # fmt: skip
+    assert load.judge([before, during, late], began=10.0, ill=3.0, well=False) == load.Noticed(2, 1, 1.0, 3.0, 1)
+
+
+class Site:
+    """A machine, as the watch sees it: not well for so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def health(self) -> dict[str, int]:
+        self.looks -= 1
+        return {"status": 200 if self.looks < 0 else 500}
+
+
+@pytest.mark.parametrize(("looks", "ill"), [(0, 0.0), (1, 2.0), (10**9, 60.0)])
+def test_a_site_is_watched_until_it_is_well_by_itself(looks: int, ill: float) -> None:
+    ended = time.monotonic() - (2 if looks < 2 else 59.9)
+    assert load.ill_for(Site(looks), ended) == pytest.approx(ill, abs=0.5)  # type: ignore[arg-type]
 
 
 def test_generated_text_is_replaced_between_its_marks_only() -> None:
@@ -130,7 +180,7 @@ def test_figures_are_told_in_plain_words_with_their_command() -> None:
     assert len(lines) == 2 + 6
     assert any("one `.py` file" in line and "| 2.00 s | `sudo ./dev bench --case one_file` |" in line for line in lines)
     assert any("| 1.00 s | `sudo ./dev bench --case boot` |" in line for line in lines)
-    assert any("| 1 of 300; slowest 0.7 s |" in line for line in lines)
+    assert any("| 0 of 300; slowest 0.07 s | `sudo ./dev bench --case load` |" in line for line in lines)
     assert all("| - |" in line for line in report.figures({}).splitlines()[2:])
 
 
