@@ -16,7 +16,8 @@ import pytest
 
 from deployments_api import TOKEN, DeploymentsApi
 from git_http import GitHttp
-from test_fleet import COMMIT, SCRIPT, Fleet, nobody
+from many import nobody
+from test_fleet import COMMIT, SCRIPT, Fleet
 from waiting import wait_for
 
 REF = "deploy-status"
