@@ -17,6 +17,22 @@ from fleet_states import ALWAYS, AT_TIMES, Machine
 KEYS = {"roles", "on", "silent_days", "behind_minutes"}
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which machines, where they are, and how they are reached."""
+    root = github.checked(r"/[^\0\n]*", "an absolute path")
+    option = github.checked(r"[A-Za-z]+=[^\n]+", "an ssh option of the form Key=Value")
+    host = github.checked(r"[A-Za-z][A-Za-z0-9_-]*=.+", "of the form NAME=HOST")
+    add = parser.add_argument
+    add("--machine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
+    add("--inventory", default="machines.ini", metavar="FILE", help="default: machines.ini")
+    add("--host", action="append", default=[], type=host, metavar="NAME=HOST", help="default: $NAME_HOST; repeatable")
+    add("--user", help="on all machines; default: $NAME_USER")
+    add("--key", metavar="FILE", help="the private key; default: $DEPLOY_SSH_KEY, which holds the key itself")
+    add("--known-hosts", metavar="FILE", help="default: $DEPLOY_KNOWN_HOSTS, which holds the host keys themselves")
+    add("--root", default="/srv/app", type=root, metavar="DIR", help="on the machines; default: /srv/app")
+    add("--ssh-option", action="append", type=option, metavar="K=V", help="for ssh -o; repeatable")
+
+
 def read(path: Path) -> list[Machine]:
     """The machines of machines.ini. Raises UsageError, which names file and section."""
     try:

@@ -348,24 +348,14 @@ def make_parser() -> argparse.ArgumentParser:
         description="Say what runs on which machine, since when, and how far behind; also of machines that are off.",
         epilog="exit codes: 0 all is well; 1 somebody must act, nobody answered, or there is no machine; 2 usage",
     )
+    fleet_inventory.add_options(parser)
     add = parser.add_argument
-    root = github.checked(r"/[^\0\n]*", "an absolute path")
-    option = github.checked(r"[A-Za-z]+=[^\n]+", "an ssh option of the form Key=Value")
-    host = github.checked(r"[A-Za-z][A-Za-z0-9_-]*=.+", "of the form NAME=HOST")
-    add("--machine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     add("--json", action="store_true", help="print one JSON line on stdout")
     add("--history", action="store_true", help="what was deployed where, as far as it is known; oldest first")
     add("--record", action="store_true", help="keep what is seen in origin's branch deploy-status, for everybody")
     add("--hand-over", action="store_true", help="only ask, and leave what is seen to a job that records it")
     add("--alert", action="store_true", help="tell $DEPLOY_WEBHOOK_URL what somebody must act on, and when it is over")
     add("--issue", action="store_true", help="with --alert: by an issue, too; $GITHUB_TOKEN, $GITHUB_REPOSITORY")
-    add("--inventory", default="machines.ini", metavar="FILE", help="default: machines.ini")
-    add("--host", action="append", default=[], type=host, metavar="NAME=HOST", help="default: $NAME_HOST; repeatable")
-    add("--user", help="on all machines; default: $NAME_USER")
-    add("--key", metavar="FILE", help="the private key; default: $DEPLOY_SSH_KEY, which holds the key itself")
-    add("--known-hosts", metavar="FILE", help="default: $DEPLOY_KNOWN_HOSTS, which holds the host keys themselves")
-    add("--root", default="/srv/app", type=root, metavar="DIR", help="on the machines; default: /srv/app")
-    add("--ssh-option", action="append", type=option, metavar="K=V", help="for ssh -o; repeatable")
     return parser
 
 

@@ -165,24 +165,14 @@ def make_parser() -> argparse.ArgumentParser:
         description="Deploy to all machines of machines.ini over ssh, a few at once; report as CI does.",
         epilog="exit codes: 0 each machine that answered runs the commit; 1 one does not; 2 usage",
     )
+    fleet_inventory.add_options(parser)
     add = parser.add_argument
     sha = github.checked(r"[0-9a-fA-F]{4,64}", "a commit id")
-    root = github.checked(r"/[^\0\n]*", "an absolute path")
-    option = github.checked(r"[A-Za-z]+=[^\n]+", "an ssh option of the form Key=Value")
-    host = github.checked(r"[A-Za-z][A-Za-z0-9_-]*=.+", "of the form NAME=HOST")
-    add("--machine", action="append", default=[], metavar="NAME", help="only this one; repeatable")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--contains", type=sha, metavar="SHA", help="deploy the newest commit, which must contain this")
     which.add_argument("--commit", type=sha, metavar="SHA", help="deploy exactly this commit")
     add("--full", action="store_true", help="run every step, whatever its inputs say")
     add("--at-once", type=number, default=places.AT_ONCE, metavar="N", help=f"default: {places.AT_ONCE}")
-    add("--inventory", default="machines.ini", metavar="FILE", help="default: machines.ini")
-    add("--host", action="append", default=[], type=host, metavar="NAME=HOST", help="default: $NAME_HOST; repeatable")
-    add("--user", help="on all machines; default: $NAME_USER")
-    add("--key", metavar="FILE", help="the private key; default: $DEPLOY_SSH_KEY, which holds the key itself")
-    add("--known-hosts", metavar="FILE", help="default: $DEPLOY_KNOWN_HOSTS, which holds the host keys themselves")
-    add("--root", default="/srv/app", type=root, metavar="DIR", help="on the machines; default: /srv/app")
-    add("--ssh-option", action="append", type=option, metavar="K=V", help="for ssh -o; repeatable")
     return parser
 
 
