@@ -18,6 +18,20 @@ STAGES = ["start", "fetching", "checking out", "step python", "step node", "step
 STAGES += ["step collectstatic", "switching", "services"]
 MARKS = ["environment complete", "release complete", "switched", "confirmed", "recorded", "record cleared"]
 
+# Read by each python3 of the machine as it starts. What follows the rename of `current` takes but milliseconds, which
+# are easily missed from outside on busy processors: so the deploy itself stops there, before it does anything else.
+STOP_AFTER_THE_RENAME = """\
+import os, signal, sys
+renamed = stopped = False
+def hook(event, arguments):
+    global renamed, stopped
+    if renamed and not stopped:
+        stopped = True
+        os.kill(os.getpid(), signal.SIGSTOP)
+    renamed = renamed or event == "os.rename" and os.fspath(arguments[1]) == "/srv/app/current"
+sys.addaudithook(hook)
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -167,6 +181,20 @@ def has_come(case: Case, watch: Watch, elapsed: float, usual: float) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def stopping_after_the_rename(subject: Subject) -> Iterator[None]:
+    """Meanwhile each deploy stops (and does not end) right after the rename of `current`."""
+    place = subject.frontend.root / "usr/lib/python3/dist-packages"
+    module, line = place / "stop_after_the_rename.py", place / "stop_after_the_rename.pth"
+    module.write_text(STOP_AFTER_THE_RENAME)
+    line.write_text("import stop_after_the_rename\n")
+    try:
+        yield
+    finally:
+        line.unlink()
+        module.unlink()
+
+
 def run_case(subject: Subject, case: Case) -> Outcome:
     """Kill one deploy and check all that is promised; never raises for a broken promise."""
     outcome = Outcome(case)
@@ -174,12 +202,14 @@ def run_case(subject: Subject, case: Case) -> Outcome:
         subject.frontend.shut_down()
     subject.restore(case.change)
     entries = len(subject.history())
+    with stopping_after_the_rename(subject) if case.moment == "switched" else contextlib.nullcontext():
+        if case.trigger == "power-on":
+            subject.frontend.boot(wait="")
+            watch = kill_at(subject, case, None)
+        else:
+            watch = kill_at(subject, case, subject.start(case.trigger))
     if case.trigger == "power-on":
-        subject.frontend.boot(wait="")
-        watch = kill_at(subject, case, None)
         subject.frontend.wait_for_unit("nginx.service")
-    else:
-        watch = kill_at(subject, case, subject.start(case.trigger))
     outcome.stage = watch.stage
     recorded = len(subject.history()) > entries
     outcome.met = "after the record" if recorded else "in the deploy" if watch.has_run else "before the lock"
