@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import re
 import signal
@@ -174,6 +173,8 @@ def show(options: argparse.Namespace, result: Any) -> None:
     """Print the result, for people or as JSON; that nobody reads it any more ends nothing."""
     try:
         if options.json:
+            import json  # noqa: PLC0415 - takes a while
+
             log.write_all(1, json.dumps(result) + "\n")
         elif options.command in ("plan", "status", "history"):
             words = {"why": True} if options.command == "plan" and options.why else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,6 +89,8 @@ def hooked(
     machine: host.Machine, release: releases.Release, step: config.Step, mode: str, limit: float
 ) -> Iterator[Hook]:
     """A hook for one command. mode: as migrate_locked.py has it; limit: seconds that locks are waited for."""
+    import tempfile  # noqa: PLC0415 - takes a while, and only a step that runs needs it
+
     descriptor, notes = tempfile.mkstemp(prefix=".migrate.tmp-", dir=machine.state)
     os.close(descriptor)
     order = {"mode": mode, "machine": machine.name, "until": time.monotonic() + limit}

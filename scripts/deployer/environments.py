@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Callable, NamedTuple
-from urllib.parse import quote
 
 from deployer import commands, errors, files, log, releases, run, steps
 
@@ -215,6 +214,8 @@ def names_release(venv: Path, place: Path, but: Path | None = None) -> bool:
 
 def forms_of(place: Path | None) -> list[str]:
     """How a path is written in such files: as it is, or in a URL, and in both with its links resolved."""
+    from urllib.parse import quote  # noqa: PLC0415 - takes a while, and is rarely needed
+
     names = {str(place), os.path.realpath(place)} if place else ()
     return sorted({form for name in names for form in (name, quote(name))})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import errno
 import fcntl
@@ -32,6 +31,8 @@ def now() -> str:
 
 def seconds(text: str) -> float:
     """A time as now() writes it, in seconds since 1970. Raises ValueError, OverflowError."""
+    import calendar  # noqa: PLC0415 - takes a while, and is rarely needed
+
     return float(calendar.timegm(time.strptime(text, TIME)))
 
 

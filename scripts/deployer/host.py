@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +93,7 @@ def load(
             raise errors.UsageError(f"metrics = {section['metrics']}: name a directory by its absolute path")
         return Machine(
             root=root,
-            name=section["name"] or socket.gethostname().partition(".")[0],
+            name=section["name"] or os.uname().nodename.partition(".")[0],
             roles=tuple(dict.fromkeys(roles or section["roles"].split())),
             repo=check_url(repo or section["repo"]),
             branch=config.check_ref(branch) if branch else "",
@@ -110,7 +109,7 @@ def load(
 
 def bare(root: Path) -> Machine:
     """A machine of which no more is known than where it is, as its machine.ini cannot be read."""
-    name = socket.gethostname().partition(".")[0]
+    name = os.uname().nodename.partition(".")[0]
     return Machine(root, name, (), "", "", FETCH_TIMEOUT, BOOT_TIMEOUT, verify=True, owns_services=True)
 
 

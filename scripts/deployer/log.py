@@ -10,9 +10,12 @@ import errno
 import os
 import re
 import select
-import socket
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6  # syslog's priorities
 COLOURS: Mapping[int, str] = {ERROR: "\033[31m", WARNING: "\033[33m", NOTICE: "\033[1m"}
@@ -73,12 +76,19 @@ def tag(**fields: str) -> None:
 def use_journal() -> None:
     """Send entries to journald as well (instead, when stderr already leads there)."""
     with contextlib.suppress(OSError):
-        journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        journal = datagrams()
         journal.connect("/run/systemd/journal/socket")
         journal.setblocking(False)
         status = os.fstat(2)
         SINKS.stderr = os.environ.get("JOURNAL_STREAM") != f"{status.st_dev}:{status.st_ino}"
         SINKS.journal = journal
+
+
+def datagrams() -> socket.socket:
+    """A socket for what systemd and its journal are sent."""
+    import socket  # noqa: PLC0415 - takes a while, and whoever asks by hand needs none
+
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
 
 def write_all(descriptor: int, text: str) -> None:
@@ -123,7 +133,7 @@ def notify_systemd(message: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+    with contextlib.suppress(OSError), datagrams() as sender:
         sender.connect("\0" + address[1:] if address.startswith("@") else address)
         sender.send(message.encode("utf-8", "backslashreplace"))
 
