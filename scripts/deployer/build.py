@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import time
@@ -56,9 +57,8 @@ def build(progress: memory.Progress, source: mirror.Mirror, commit: mirror.Commi
         sharing.link(progress, site)
         files.write(site.release.path / "REVISION", commit.id + "\n")
         used = max(0, free - files.free_bytes(machine.root))
-        making = Making(site, {}, [])
-        for decision in decisions:
-            take_step(progress, making, decision)
+        making = Making(site, {}, [], [])
+        take_steps(progress, making, decisions)
         about = {"commit": commit.id, "built": files.now(), "trigger": progress.request.trigger, "bytes": used}
         about |= {"branch": source.branch, "places": dict(commit.shape.places)}
         site.release.note({**about, "envs": making.kept, "made_with": tools.lasting(around)})
@@ -101,6 +101,30 @@ class Making(NamedTuple):
     site: commands.Site
     made: dict[str, str]  # path that a step has provided -> name of the kept tree behind it
     kept: list[str]  # names of the kept trees and notes that it uses
+    unfinished: list[environments.Unfinished]
+
+
+def take_steps(progress: memory.Progress, making: Making, decisions: Sequence[steps.Decision]) -> None:
+    """Run or skip all steps, in their order."""
+    try:
+        for decision in decisions:
+            take_step(progress, making, decision)
+    except Exception:
+        with contextlib.suppress(errors.DeployError, OSError):  # what has gone well is kept for the next attempt
+            finish(progress, making)
+        raise
+    except BaseException:
+        for environment in making.unfinished:
+            environment.give_up()
+        raise
+    finish(progress, making)
+
+
+def finish(progress: memory.Progress, making: Making) -> None:
+    """End what has gone on beside later steps."""
+    while making.unfinished:
+        progress.stage("compiling")
+        making.unfinished.pop().finish()
 
 
 def take_step(progress: memory.Progress, making: Making, decision: steps.Decision) -> None:
@@ -177,12 +201,14 @@ def run_step(making: Making, decision: steps.Decision) -> Path | None:
     with files.removed_on_failure(releases.new_kept(site.machine, step, decision.key)) as path:
         note = releases.Kept(path, step.name, decision.key, decision.fingerprint, {}, [], releases.NOTE, 0)
         if step.makes_venv:
-            kept = environments.make(site, decision, note, lambda: observe_step(making, step))
+            made = environments.make(site, decision, note, lambda: observe_step(making, step))
+            making.unfinished.append(made)
         else:
             seen, left = observe_step(making, step)
             check_provided(site, step)
-            kept = note._replace(seen=seen, left=left, use=take_away(site.release, step, path))
-        releases.mark_complete(kept, free)
+            use = take_away(site.release, step, path)
+            took = 0 if use == releases.NOTE else max(0, free - files.free_bytes(path))
+            releases.mark_complete(note._replace(seen=seen, left=left, use=use, bytes=took))
     return path
 
 

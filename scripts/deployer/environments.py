@@ -8,6 +8,7 @@ where the file system shares what is the same by itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,25 +17,51 @@ from typing import Callable, NamedTuple
 
 from deployer import commands, errors, files, log, releases, run, steps
 
-MANY = 500  # modules
+MANY = 3000  # modules
+BLOCK = 4096  # bytes: how much a file takes is a multiple of that
 Run = Callable[[], tuple[dict[str, str], list[str]]]  # runs the step: what it depends on, and what it left
 
 
-def make(site: commands.Site, decision: steps.Decision, note: releases.Kept, run_step: Run) -> releases.Kept:
+class Unfinished(NamedTuple):
+    """An environment that can be used already, while its modules are compiled: so later steps need not wait for that.
+
+    Services may not write there, and would else compile at every start.
+    """
+
+    kept: releases.Kept
+    stays_apart: bool  # no other one may share its files
+    compiling: run.Beside | None
+
+    def finish(self) -> None:
+        """Have it complete. Raises DeployError; then nothing of it is left."""
+        with files.removed_on_failure(self.kept.path):
+            if self.compiling:
+                self.compiling.wait()
+            modules_of(self.kept.path).unlink(missing_ok=True)
+            releases.mark_complete(finished(self.kept, self.stays_apart))
+
+    def give_up(self) -> None:
+        if self.compiling:
+            self.compiling.end()
+        files.remove(self.kept.path)
+
+
+def make(site: commands.Site, decision: steps.Decision, note: releases.Kept, run_step: Run) -> Unfinished:
     """Make a virtual environment at its final place, beginning with what the nearest one has, if that helps."""
     nearest = releases.read_kept(decision.nearest) if decision.nearest else None
     is_refused = False
     if nearest:
         links = bool(nearest.links) and may_link(nearest.path, note.path)
         try:
-            kept = fill(site, decision, note, run_step, Start(nearest, links))
-            return finished(kept, stays_apart=nearest.links is False)
+            return fill(site, decision, note, run_step, Start(nearest, links))._replace(
+                stays_apart=nearest.links is False
+            )
         except errors.CommandError as error:
             if files.disk_full(error):
                 raise
             log.warning(f"  {nearest.path.name} could not be begun with ({error}); building it fresh")
             is_refused = links
-    return finished(fill(site, decision, note, run_step, None), stays_apart=is_refused)
+    return fill(site, decision, note, run_step, None)._replace(stays_apart=is_refused)
 
 
 class Start(NamedTuple):
@@ -56,17 +83,19 @@ def may_link(nearest: Path, place: Path) -> bool:
 
 def finished(kept: releases.Kept, stays_apart: bool) -> releases.Kept:
     """Take the right to write from its files, so that others may share them, unless its step writes into them."""
-    if not stays_apart:
-        for entry in files_of(kept.path / ".venv"):
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if mode & 0o222:
-                os.chmod(entry.path, mode & 0o7555)
-    return kept._replace(links=not stays_apart)
+    took = 0
+    for entry in files_of(kept.path / ".venv"):
+        with contextlib.suppress(FileNotFoundError):  # Python's own, until it has its name
+            about = entry.stat(follow_symlinks=False)
+            took += -(-about.st_size // BLOCK) * BLOCK if about.st_nlink == 1 else 0
+            if about.st_mode & 0o222 and not stays_apart:
+                os.chmod(entry.path, about.st_mode & 0o7555)
+    return kept._replace(links=not stays_apart, bytes=took)
 
 
 def fill(
     site: commands.Site, decision: steps.Decision, note: releases.Kept, run_step: Run, start: Start | None
-) -> releases.Kept:
+) -> Unfinished:
     """Make the virtual environment, empty or with what another one has, and run the step in it."""
     step, venv = decision.step, note.path / ".venv"
     files.remove(venv)
@@ -84,11 +113,12 @@ def fill(
     after = look(venv)
     if start and start.links:
         see_untouched(start.nearest, before, after)
-    compile_modules(venv, [path for path in after if before.get(path) != after[path]], bool(start), step.timeout)
+    changed = [path for path in after if before.get(path) != after[path]]
     is_own = names_release(venv, site.release.path)
     if is_own:
         log.info("  packages of the repository are in it: it belongs to this release")
-    return note._replace(seen=seen, left=left, use=releases.OWN if is_own else releases.ANY)
+    kept = note._replace(seen=seen, left=left, use=releases.OWN if is_own else releases.ANY)
+    return Unfinished(kept, False, compile_modules(venv, changed, bool(start), step.timeout))
 
 
 def begin_with(start: Start, venv: Path, timeout: float) -> None:
@@ -138,8 +168,13 @@ def see_untouched(nearest: releases.Kept, before: Mapping[str, State], after: Ma
             raise errors.CommandError(f"it changed {path}, which is a file of other environments, too")
 
 
-def compile_modules(venv: Path, changed: Sequence[str], anew: bool, timeout: float) -> None:
-    """Compile now what is new: services may not write there, and would else compile at every start.
+def modules_of(path: Path) -> Path:
+    """The list of the modules that are compiled in an environment that is kept at a path."""
+    return path / ".modules"
+
+
+def compile_modules(venv: Path, changed: Sequence[str], anew: bool, timeout: float) -> run.Beside | None:
+    """Begin to compile what is new. Nothing is read or made in those folders that a step is watched in.
 
     anew: also where something compiled is there. Python takes it for that of a source of the same size and second, and
     not every installer removes it (`VERSION = "1"`, `VERSION = "2"`).
@@ -147,14 +182,13 @@ def compile_modules(venv: Path, changed: Sequence[str], anew: bool, timeout: flo
     top = f"{venv}/lib/"
     modules = [path for path in changed if path.startswith(top) and path.endswith(".py") and "\n" not in path]
     if not modules:
-        return
-    listed = venv / ".modules"
+        return None
+    listed = modules_of(venv.parent)
     listed.write_text("".join(f"{path}\n" for path in modules))
     # for few, the start of more workers would take longer than they spare; 0: one for each processor
     how = [*(["-f"] if anew else []), "-j", "0" if len(modules) > MANY else "1"]
-    argv = [f"{venv}/bin/python", "-m", "compileall", "-q", *how, "-i", str(listed)]
-    run.command(argv, timeout=timeout, check=False)
-    listed.unlink()
+    interpreter = os.path.realpath(venv / "bin/python")
+    return run.Beside([interpreter, "-I", "-m", "compileall", "-q", *how, "-i", str(listed)], timeout)
 
 
 def relocate(venv: Path, old: str, new: str) -> None:

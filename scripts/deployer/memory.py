@@ -151,7 +151,8 @@ def end_interrupted(request: Request) -> bool:
         f"an earlier deploy ({left.get('trigger')}, {left.get('started')}) was interrupted at:"
         f" {left.get('stage', 'start')}; cleaning up"
     )
-    run.end_leftovers(run_mark(left))
+    for mark in (run_mark(left), run_mark(left) + run.BESIDE):
+        run.end_leftovers(mark)
     return True
 
 

@@ -138,7 +138,7 @@ class Kept(NamedTuple):
     seen: Mapping[str, str]  # what it was observed to depend on beside that
     left: Sequence[str]  # paths that it left in the release without providing them
     use: str  # any release may take it over; only its own one; or it is but a note that the step was done
-    bytes: int  # that it took
+    bytes: int  # that it took, which tells the next deploy what it needs
     links: bool | None = None  # its files are read-only, and others may share them; None: of a version without that
 
 
@@ -171,17 +171,12 @@ def new_kept(machine: host.Machine, step: config.Step, key: str) -> Path:
     return path
 
 
-def mark_complete(kept: Kept, free_before: int) -> None:
-    """The last thing written: after a power cut a half-made tree must not look whole.
-
-    free_before: the free bytes before it was made; what it took tells the next deploy what it needs.
-    """
-    is_tree = kept.use != NOTE
-    if is_tree:
+def mark_complete(kept: Kept) -> None:
+    """The last thing written: after a power cut a half-made tree must not look whole."""
+    if kept.use != NOTE:
         files.sync_all(kept.path)
-    about = {name: getattr(kept, name) for name in ("fingerprint", "seen", "left", "use", "links")}
-    size = max(0, free_before - files.free_bytes(kept.path)) if is_tree else 0
-    files.write_json(kept.path / KEPT_MARK, {**about, "made": files.now(), "bytes": size})
+    about = {name: getattr(kept, name) for name in ("fingerprint", "seen", "left", "use", "bytes", "links")}
+    files.write_json(kept.path / KEPT_MARK, {**about, "made": files.now()})
 
 
 def distrust(kept: Kept) -> None:

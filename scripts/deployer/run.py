@@ -26,6 +26,8 @@ KEPT = 65_536  # bytes of other output that are kept: its end
 SHOWN_MOST, LINE_MOST = 4_000_000, 2_000  # bytes of output that are shown of a command, and of a line of it
 PATIENCE = 1.0  # seconds for what a command has left to end by itself
 OWN = {"DEPLOY_RUN": ""}  # in the environment of every command; by it leftovers() knows a deploy's processes
+BESIDE = " beside"  # behind that mark: what goes on while later commands run, and is not left by one of them
+NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOEXEC)
 SHOWN = {"timings": False}  # --timings: how long each command took
 
 HOW_TO_GET = {
@@ -111,13 +113,43 @@ def start(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, live: b
             env=dict(env),
             start_new_session=True,
         )
-    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno not in NO_PROGRAM:
+            raise
         raise cannot_start(argv[0], error) from None
 
 
+class Beside:
+    """A command that goes on while the deploy does something else; its output and its status do not matter."""
+
+    def __init__(self, argv: Sequence[str], timeout: float) -> None:
+        self.deadline, self.shown = time.monotonic() + timeout, f"{shlex.join(argv)} took longer than {timeout:g} s"
+        env = {**variables(), "DEPLOY_RUN": OWN["DEPLOY_RUN"] + BESIDE}
+        nothing = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            list(argv), stdin=nothing, stdout=nothing, stderr=nothing, env=env, start_new_session=True
+        )
+
+    def wait(self) -> None:
+        """Wait for its end. Raises TimeLimit."""
+        try:
+            self.process.wait(max(0.0, self.deadline - time.monotonic()))
+        except BaseException as error:
+            self.end()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise errors.TimeLimit(f"{self.shown} and was ended") from None
+            raise
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            end_group(self.process)
+
+
 def cannot_start(program: str, error: OSError) -> errors.CommandError:
-    if error.errno == errno.EACCES:
+    if error.errno in (errno.EACCES, errno.EPERM):
         return errors.CommandError(f"{program}: may not be run: {error.strerror}")
+    if error.errno == errno.ENOEXEC:
+        return errors.CommandError(f"{program}: no program of this machine, and no #! in its first line")
     hint = HOW_TO_GET.get(os.path.basename(program))
     return errors.CommandError(f"{program}: not found" + (f"; to get it: {hint}" if hint else ""))
 

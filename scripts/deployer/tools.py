@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import sys
@@ -130,11 +131,27 @@ def file_of(path: str) -> str:
     return f"{os.path.realpath(path)} {about.st_size} {about.st_mtime_ns}"
 
 
+def version_of_package(path: str, name: str) -> str:
+    """What the package of a program in Node.js or Python says, as its own start takes half a second; or nothing."""
+    real = os.path.realpath(path)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no such file, or of another form
+        about = json.loads(Path(os.path.dirname(real), "../package.json").read_text(encoding="utf-8"))
+        if about.get("name") == name:
+            return str(about.get("version", ""))
+    with contextlib.suppress(OSError, ValueError, errors.CommandError):
+        with open(real, encoding="utf-8") as file:
+            first = re.fullmatch(r"#!(/\S*/python[\d.]*)", file.readline(200).strip())
+        code = f"from importlib.metadata import version; print(version({name!r}))"
+        return run.command([first[1], "-I", "-c", code], timeout=15, cwd=Path("/")).out.strip() if first else ""
+    return ""
+
+
 def ask(path: str, name: str) -> str:
     code = "import platform as p; print(p.python_version(), p.machine())"
     argv = [path, "-c", code] if name == "Python" else [path, "--version"]
     try:
-        said = run.command(argv, timeout=15, cwd=Path("/")).out
+        said = "" if name == "Python" else version_of_package(path, name.lower())
+        said = said or run.command(argv, timeout=15, cwd=Path("/")).out
     except errors.CommandError:
         return "of unknown version"  # what it is asked to do will say what is wrong
     return said.strip() if name == "Python" else "".join(re.findall(r"v?\d+\.[\w.+-]+", said)[:1]) or said.strip()[:40]
