@@ -201,7 +201,7 @@ def run_case(subject: Subject, case: Case) -> Outcome:
     if case.trigger == "power-on":
         subject.frontend.shut_down()
     subject.restore(case.change)
-    entries = len(subject.history())
+    entries = len(subject.deployed())
     with stopping_after_the_rename(subject) if case.moment == "switched" else contextlib.nullcontext():
         if case.trigger == "power-on":
             subject.frontend.boot(wait="")
@@ -211,7 +211,7 @@ def run_case(subject: Subject, case: Case) -> Outcome:
     if case.trigger == "power-on":
         subject.frontend.wait_for_unit("nginx.service")
     outcome.stage = watch.stage
-    recorded = len(subject.history()) > entries
+    recorded = len(subject.deployed()) > entries
     outcome.met = "after the record" if recorded else "in the deploy" if watch.has_run else "before the lock"
     outcome.problems += after_the_kill(subject, outcome)
     began = time.monotonic()

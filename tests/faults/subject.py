@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 from faults.trees import Reader, Tree, differences, release_of
@@ -156,6 +155,7 @@ class Subject:
                      "--no-dangling", check=False)  # fmt: skip
         return found + ([f"mirror: {sound.stdout}{sound.stderr}"] if sound.returncode else [])
 
-    def history(self) -> list[str]:
-        path: Path = self.app / "state/history.jsonl"
-        return path.read_text().splitlines()
+    def deployed(self) -> list[str]:
+        """The entries of the history that deploys made which went well; deploy-failed.service tells of a killed one."""
+        entries = (self.app / "state/history.jsonl").read_text().splitlines()
+        return [entry for entry in entries if json.loads(entry)["outcome"] != "failed"]
