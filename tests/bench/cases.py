@@ -127,11 +127,12 @@ class Bench:
                 CASES[name](self)
 
     def bring_up(self, contenders: list[Contender]) -> str:
-        """Let them all run the newest commit, unmeasured; which that is."""
+        """Let them all run the newest commit, as if for two minutes, unmeasured; which that is."""
         commit = self.machines.head
         for contender in contenders:
             if contender.machine.health().get("commit") != commit:
                 contender.deploy(commit)
+            contender.rest()
         return commit
 
     def deploy_to_all(self, case: str, commit: str) -> None:

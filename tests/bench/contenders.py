@@ -99,6 +99,9 @@ class Contender:
     def after(self) -> None:
         """What is to be done between two deploys, without being measured."""
 
+    def rest(self) -> None:
+        """What happens by itself on the machine in the two minutes after a deploy."""
+
     def wipe(self) -> None:
         """As before the first deploy; the package caches stay."""
         self.machine.sh("systemctl stop gunicorn.service; find /srv/site -mindepth 1 -delete")
@@ -137,6 +140,11 @@ class Ours(Contender):
             last = self.output.read_text().splitlines()[-1]
             self.timings = json.loads(bytes.fromhex(last.partition("=")[2])).get("timings")
             self.output.unlink()
+
+    def rest(self) -> None:
+        """Its timer's two looks, with which the slot that was left ends: nobody is served there any more."""
+        for _ in range(2):
+            self.machine.run("systemctl", "start", "deploy-watch.service")
 
     def rollback(self, commit: str) -> float:
         command = self.machines.ssh(self.machine, "/srv/app/bin/deploy_machine.py rollback")

@@ -16,16 +16,39 @@ from workflow import Run, push, schedule
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
-def ask(ci: Ci, *words: str, script: str = "fleet_status.py") -> tuple[int, str, float]:
-    """Exit code, stdout and seconds, on the runner."""
+# fleet_status.py, which says when a connection is let in, and when it is over
+TELLING = """
+import sys
+sys.path.insert(0, {scripts!r})
+import fleet_status, push_deploy
+real = push_deploy.Ssh.run
+def run(ssh, *words):
+    leave = ssh.on_login
+    ssh.on_login = lambda: (sys.stderr.write("in\\n"), leave())
+    found = real(ssh, *words)
+    sys.stderr.write("over\\n")
+    return found
+push_deploy.Ssh.run = run
+fleet_status.main()
+"""
+
+
+def start(ci: Ci, program: list[str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of Python on the runner."""
     world = ci.world
     inventory = world.clone / "machines.ini"
     env = {"PATH": "/usr/bin:/bin", "XDG_STATE_HOME": str(world.directory / "state"), **ci.secrets}
     namespace = ["ip", "netns", "exec", world.network.namespace("runner")]
-    argv = [*namespace, sys.executable, str(SCRIPTS / script), "--inventory", str(inventory), *words]
-    began = time.monotonic()
+    argv = [*namespace, sys.executable, *program, "--inventory", str(inventory), *words]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
+    return done
+
+
+def ask(ci: Ci, *words: str, script: str = "fleet_status.py") -> tuple[int, str, float]:
+    """Exit code, stdout and seconds, on the runner."""
+    began = time.monotonic()
+    done = start(ci, [str(SCRIPTS / script)], *words)
     return done.returncode, done.stdout, time.monotonic() - began
 
 
@@ -37,6 +60,16 @@ def machines(ci: Ci) -> tuple[int, dict[str, Any]]:
         if all(machine["state"] not in ("unknown", "UNHEALTHY") for machine in found.values()):
             break
     return code, found
+
+
+def let_in(ci: Ci) -> list[str]:
+    """What was said of both machines; again while one was not reached: others have the processors, too."""
+    for _ in range(6):
+        said = start(ci, ["-c", TELLING.format(scripts=str(SCRIPTS))]).stderr.split()
+        if said.count("in") == 2:
+            break
+    assert said[0] == "in", said
+    return sorted(said)
 
 
 def look(ci: Ci) -> tuple[Run, str]:
@@ -56,6 +89,7 @@ def test_a_machine_that_was_cut_off_and_boots_again(world: World) -> None:
     code, seen = machines(ci)
     assert (code, [seen[name]["state"] for name in seen]) == (0, ["ok", "ok"]), seen
     assert seen["frontend"]["drift"] == seen["scheduler"]["drift"] == []
+    assert let_in(ci) == ["in", "in", "over", "over"], "ssh itself says it: then the next connection may begin"
     left = seen["frontend"]["commit"]
     assert look(ci)[0].conclusion == "success"
 
