@@ -33,7 +33,8 @@ WAITING = """
 class Waiting(run.Beside):
     def __init__(self, argv, timeout):
         home = os.environ["HOME"]
-        wait = f"until [ -e {home}/go ]; do sleep 0.01; done; \\"$@\\"; touch {home}/compiled"
+        wait = f"n=0; until [ -e {home}/go ] || [ $((n += 1)) -gt 1000 ]; do sleep 0.02; done; "
+        wait += f'"$@"; touch {home}/compiled'
         super().__init__(["sh", "-c", wait, "sh", *argv], timeout)
 run.Beside = Waiting
 """
@@ -57,7 +58,7 @@ def processes() -> str:
 
 def test_modules_are_compiled_while_later_steps_run(app: App) -> None:
     """And such a step is not taken for one that reads what only the compiler reads."""
-    app.commit({"used": "touch $HOME/go; until [ -e $HOME/compiled ]; do sleep 0.01; done\n"})
+    app.commit({"used": "touch $HOME/go; for i in $(seq 1000); do [ -e $HOME/compiled ] && break; sleep 0.02; done\n"})
     done = app.run("deploy", patch=WAITING)
     assert done.code == 0, done.log
     (compiled,) = app.current.glob(COMPILED)
