@@ -109,15 +109,14 @@ def take_steps(progress: memory.Progress, making: Making, decisions: Sequence[st
     try:
         for decision in decisions:
             take_step(progress, making, decision)
+        finish(progress, making)
     except Exception:
         with contextlib.suppress(errors.DeployError, OSError):  # what has gone well is kept for the next attempt
             finish(progress, making)
         raise
-    except BaseException:
+    finally:  # told to end: nobody waits for them
         for environment in making.unfinished:
             environment.give_up()
-        raise
-    finish(progress, making)
 
 
 def finish(progress: memory.Progress, making: Making) -> None:

@@ -120,6 +120,11 @@ class App:
         return found
 
 
+def processes() -> str:
+    """The command lines of all that run now."""
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
 def own_version(name: str = "") -> dict[str, str | bytes | None]:
     """The files of this program as an application has them in its repository, maybe under another version's name."""
     scripts = SCRIPT.parent

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 
-from small_app import App
+from small_app import App, processes
 
 INI = """\
 [deploy]
@@ -50,10 +49,6 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> App:
     program.chmod(0o755)
     app.commit({"deploy.ini": INI, "version": "VALUE = 1\n", "used": "true\n"})
     return app
-
-
-def processes() -> str:
-    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 def test_modules_are_compiled_while_later_steps_run(app: App) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 import pytest
 
-from small_app import DEPLOY_INI, App, own_version
+from small_app import DEPLOY_INI, App, own_version, processes
 
 # A directory is emptied in any order: here all but its hidden files goes, and then the power.
 HALF_REMOVED = """
@@ -245,7 +244,3 @@ def test_what_a_killed_deploy_left_running_is_ended(app: App, word: str) -> None
     assert sleep in processes()
     app.deploy()
     assert sleep not in processes()
-
-
-def processes() -> str:
-    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
