@@ -124,7 +124,7 @@ class Question(threading.Thread):
             within = ["--since", self.since, "--within", f"{min(WITHIN, max(1.0, round(self.left() - 1, 1))):g}"]
             script = f"{self.root}/bin/deploy_machine.py"
             command = ["python3", script, "status", "--json", "--root", self.root, *([] if is_old else within)]
-            return contact_of(self.ssh.run(command, b"", lambda line: None, max(0.5, self.left())), self.ssh.secret)
+            return contact_of(self.ssh.run(command, None, lambda line: None, max(0.5, self.left())), self.ssh.secret)
 
 
 def contact_of(evidence: push_deploy.Evidence, secret: str) -> Contact:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """On the CI runner: deploy to one machine over ssh, and say what became of it.
 
-One ssh connection carries this version of deploy_machine.py to the machine and runs it there; its log
-streams into this one's. What happened is told in four ways: a line and an annotation for people, the exit
-code, and for the report a line `NAME=<the result as JSON, in hex>` in $GITHUB_OUTPUT.
+One ssh connection carries this version of deploy_machine.py to the machine, unless it is kept there already, and
+runs it; its log streams into this one's. What happened is told in four ways: a line and an annotation for people, the
+exit code, and for the report a line `NAME=<the result as JSON, in hex>` in $GITHUB_OUTPUT.
 
   offline   the machine does not answer (no route, timed out, refused): exit 69. Not a failure.
   failed    it cannot be used as configured (key, host key, name, secrets), it answers but its ssh does
@@ -43,7 +43,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Callable, NoReturn
+from typing import IO, Any, Callable, NoReturn, Optional
 
 import github
 import scout
@@ -90,6 +90,9 @@ FAILURES = (
     ),
     ("no matching|no mutual signature", "its sshd and this ssh have no method in common"),
 )
+
+
+Archive = Optional[Callable[[], bytes]]
 
 
 class PushError(Exception):
@@ -246,21 +249,22 @@ class Ssh:
         self.argv += ["-p", target.port, "-l", target.user, "--", target.host]
 
     def run(
-        self, command: Sequence[str], stdin: bytes, on_line: Callable[[str], None], patience: float = BEGIN_TIMEOUT
+        self, command: Sequence[str], archive: Archive, on_line: Callable[[str], None], patience: float = BEGIN_TIMEOUT
     ) -> Evidence:
         """Run one command there. Its stderr goes line by line to `on_line`; its stdout is taken apart.
 
+        archive: makes what it gets on its stdin, while ssh connects; None: nothing.
         If in `patience` seconds it has neither ended nor said that it begins, the connection is ended; much earlier if
         nobody is there.
         """
         looks = scout.Scout(self.target.host, self.target.port, self.end)
         with looks if self.is_direct else contextlib.nullcontext():
-            return self.follow(command, stdin, on_line, patience, looks)
+            return self.follow(command, archive, on_line, patience, looks)
 
     def follow(
         self,
         command: Sequence[str],
-        stdin: bytes,
+        archive: Archive,
         on_line: Callable[[str], None],
         patience: float,
         looks: scout.Scout,
@@ -270,13 +274,13 @@ class Ssh:
         local = ["-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=echo {LOGIN}"] if self.on_login else []
         self.process = process = subprocess.Popen(
             [self.argv[0], *local, *self.argv[1:], shlex.join(command)],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE if archive else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.env,
             start_new_session=True,  # a Ctrl-C is for this process, which ends the connection in order
         )
-        assert process.stdin and process.stdout and process.stderr
+        assert process.stdout and process.stderr
         last, stalled = [""], threading.Event()
         log = threading.Thread(target=pass_on, args=(process.stderr, on_line, last), daemon=True)
 
@@ -286,8 +290,10 @@ class Ssh:
 
         watchdog = threading.Timer(patience, give_up)
         watchdog.daemon = True
-        for thread in (threading.Thread(target=feed, args=(process.stdin, stdin), daemon=True), log, watchdog):
-            thread.start()
+        if archive and process.stdin:
+            threading.Thread(target=feed, args=(process.stdin, archive), daemon=True).start()
+        log.start()
+        watchdog.start()
         started, result = "", None
         try:
             for line, is_whole in github.bounded_lines(process.stdout, github.LINE_BYTES):
@@ -315,10 +321,11 @@ class Ssh:
             self.process.terminate()
 
 
-def feed(stream: IO[bytes], data: bytes) -> None:
-    """Write everything and close; a connection that ends meanwhile is told by ssh itself."""
+def feed(stream: IO[bytes], archive: Callable[[], bytes]) -> None:
+    """Write the archive's size, all of it, and close; a connection that ends meanwhile is told by ssh itself."""
+    data = archive()
     try:
-        stream.write(data)
+        stream.write(b"%d\n" % len(data) + data)
         stream.close()
     except OSError:
         pass
@@ -383,25 +390,25 @@ class Agent:
 # --- what is asked of the machine ------------------------------------------------------------------------
 
 
-def packed_version() -> tuple[bytes, str]:
-    """The scripts beside this one, packed, and their id. Raises PushError."""
+@functools.cache  # once for all machines
+def own_version() -> tuple[dict[str, bytes], str]:
+    """The scripts beside this one, and their id. Raises PushError."""
     try:
-        return packed(SCRIPTS)
+        files = carrier.own_files(SCRIPTS)
+        return files, carrier.identity(files)
     except (OSError, ValueError) as error:
         raise PushError(f"{SCRIPTS} is not whole: {error}") from None
 
 
 @functools.cache
-def packed(folder: Path) -> tuple[bytes, str]:
-    """Once for all machines."""
-    files = carrier.own_files(folder)
-    return carrier.pack(files), carrier.identity(files)
+def packed_version() -> bytes:
+    """The archive of them."""
+    return carrier.pack(own_version()[0])
 
 
-def deploy_command(options: argparse.Namespace, size: int, version: str) -> list[str]:
-    """The words that take an archive of that size from stdin there and deploy with it."""
-    program = carrier.program()
-    return ["python3", "-c", program, options.root, str(size), version, *deploy_arguments(options)]
+def deploy_command(options: argparse.Namespace, version: str) -> list[str]:
+    """The words that have this version there, taking its archive from stdin if need be, and deploy with it."""
+    return ["python3", "-c", carrier.program(), options.root, "0", version, *deploy_arguments(options)]
 
 
 def deploy_arguments(options: argparse.Namespace) -> list[str]:
@@ -472,10 +479,10 @@ class Push:
 
     def attempt(self, ssh: Ssh, host_secret: str) -> dict[str, Any]:
         """Push, and follow the deploy to its end; if it was lost before it had begun, once more."""
-        archive, version = packed_version()
-        command = deploy_command(self.options, len(archive), version)
+        _, version = own_version()
+        command = deploy_command(self.options, version)
         for _ in range(2):
-            evidence, kind, message = self.connect(ssh, command, archive, host_secret)
+            evidence, kind, message = self.connect(ssh, command, host_secret)
             if kind == "answered":
                 assert evidence.result is not None
                 return dict(evidence.result)
@@ -487,14 +494,14 @@ class Push:
             self.console.say(f"{self.options.machine}: it was reached again; nothing had begun there: once more")
         return self.own_result("failed", "lost: the connection ended twice before anything had begun there")
 
-    def connect(self, ssh: Ssh, command: Sequence[str], archive: bytes, host_secret: str) -> tuple[Evidence, str, str]:
+    def connect(self, ssh: Ssh, command: Sequence[str], host_secret: str) -> tuple[Evidence, str, str]:
         """Push; once more if it refuses, a few times if it drops the connection."""
         began = time.monotonic()
         seen: list[str] = []
         for pause in (*PAUSES, None):
             self.console.say(f"{self.options.machine}: connecting" + (" once more" if seen else ""))
             with self.console.foreign() as on_line:
-                evidence = ssh.run(command, archive, on_line)
+                evidence = ssh.run(command, packed_version, on_line)
             self.pause(0)
             kind, message = classify(evidence, host_secret)
             seen.append(kind)
@@ -521,7 +528,7 @@ class Push:
         seen = False
         while time.monotonic() < deadline:
             self.pause(2)
-            answer = ssh.run(command, b"", lambda line: None, STATUS_TIMEOUT)
+            answer = ssh.run(command, None, lambda line: None, STATUS_TIMEOUT)
             status = answer.result
             if answer.code != 0 or status is None:
                 continue

@@ -5,6 +5,7 @@ This module stands alone: its text is also the program that takes the others on 
     python3 -c PROGRAM ROOT SIZE ID ARGUMENTS...
         A push: keep the archive of SIZE bytes on stdin as ROOT/deployers/ID, and become its
         `deploy_machine.py ARGUMENTS... --root ROOT`. Without ARGUMENTS: only keep it.
+        SIZE 0: the first line on stdin is the size. Of a version that is kept already nothing is read.
     python3 -c PROGRAM setup FILE ID ARGUMENTS...
         Unpack the archive in FILE (stdin is the terminal, for sudo's password) and run its
         `scripts/setup_machine.py ARGUMENTS...`.
@@ -16,7 +17,6 @@ if sys.version_info < (3, 9):  # everything above and below this line parses on 
     sys.stderr.write("loader: Python 3.9 or newer is needed there, but python3 is %d.%d\n" % sys.version_info[:2])
     raise SystemExit(1)
 
-import bz2
 import contextlib
 import fcntl
 import hashlib
@@ -31,13 +31,14 @@ ENTRY = "deploy_machine.py"
 PACKAGE = "deployer"
 FOLDER = "deployers"  # below the root: versions, each in a directory of its id
 MARKER = "deploy-machine started "  # proves that the far side ran; followed by the machine's time
+ARCHIVE_BYTES = 10_000_000  # more than any version has
 PATIENCE = 120  # seconds; of a connection that stalls longer nothing stays
 
 
 # --- what travels --------------------
 
 
-def own_files(scripts: "os.PathLike[str]") -> dict[str, bytes]:
+def own_files(scripts: "str | os.PathLike[str]") -> dict[str, bytes]:
     """The files of one version below a directory `scripts`, by their paths relative to it. Raises OSError."""
     package = os.path.join(scripts, PACKAGE)
     names = [f"{PACKAGE}/{name}" for name in os.listdir(package) if name.endswith((".py", ".ini"))]
@@ -73,11 +74,15 @@ def identity(files: Mapping[str, bytes]) -> str:
 
 def pack(files: Mapping[str, bytes]) -> bytes:
     """One archive of the files. Raises ValueError if one is not text."""
+    import bz2  # noqa: PLC0415
+
     return bz2.compress(canonical(files))
 
 
 def unpack(data: bytes, version: str) -> dict[str, bytes]:
     """The files in an archive. Raises ValueError if they are not those of that id, or lead out of their directory."""
+    import bz2  # noqa: PLC0415 - most pushes find their version there already
+
     try:
         text = bz2.decompress(data)
     except (OSError, ValueError) as error:
@@ -93,11 +98,11 @@ def unpack(data: bytes, version: str) -> dict[str, bytes]:
 
 def program() -> str:
     """What `python3 -c` is given on the far side: the text of this module, packed into one line."""
-    import base64  # noqa: PLC0415
+    import binascii  # noqa: PLC0415 - base64 takes 5 ms to import, on the far side
     import zlib  # noqa: PLC0415
 
-    text = base64.b85encode(zlib.compress(read(__file__), 9)).decode()
-    return f"import base64,zlib;exec(zlib.decompress(base64.b85decode({text!r})))"
+    text = binascii.b2a_base64(zlib.compress(read(__file__), 9), newline=False).decode()
+    return f"import binascii,zlib;exec(zlib.decompress(binascii.a2b_base64({text!r})))"
 
 
 # --- on a machine: deployers/ --------------------
@@ -118,10 +123,22 @@ def keep(root: str, version: str, files: Mapping[str, bytes]) -> str:
     path = os.path.join(folder, version)
     with locked(folder):
         remove_leftovers(folder)
-        if is_kept(path, files):
-            os.utime(path)
-        else:
+        if not is_kept(path, version):
             make(path, files)
+        os.utime(path)
+    return path
+
+
+def kept(root: str, version: str) -> str:
+    """The path of a version that is there and whole, which gets the present time; empty if there is none."""
+    folder = os.path.join(root, FOLDER)
+    path = os.path.join(folder, version)
+    if not os.path.isdir(path):
+        return ""
+    with locked(folder):
+        if not is_kept(path, version):
+            return ""
+        os.utime(path)
     return path
 
 
@@ -136,14 +153,14 @@ def locked(folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_kept(path: str, files: Mapping[str, bytes]) -> bool:
-    """Whether each file is there as it should be, and its bytecode for this Python."""
+def is_kept(path: str, version: str) -> bool:
+    """Whether the files there are those of that version, each as it should be, and so is their bytecode."""
     try:
-        return all(
-            read(os.path.join(path, name)) == data and (not name.endswith(".py") or is_compiled(path, name, data))
-            for name, data in files.items()
+        files = own_files(path)
+        return identity(files) == version and all(
+            is_compiled(path, name, data) for name, data in files.items() if name.endswith(".py")
         )
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -234,19 +251,28 @@ def remove(path: str) -> None:
 
 
 def push(root: str, size: int, version: str, arguments: Sequence[str]) -> None:
-    """Take a version from stdin and become it; without arguments only keep it. Raises ValueError."""
+    """Have a version and become it; without arguments only keep it. Raises ValueError."""
     signal.alarm(PATIENCE)
-    data = sys.stdin.buffer.read(size)
-    if len(data) < size:
-        raise ValueError("the connection ended before the script had arrived")
-    if not os.path.isdir(root):
-        raise ValueError(f"{root}: no such directory there: prepare the machine with setup_machine.py")
     try:
-        path = keep(root, version, unpack(data, version))
+        if not os.path.isdir(root):
+            raise ValueError(f"{root}: no such directory there: prepare the machine with setup_machine.py")
+        path = "" if size else kept(root, version)
+        path = path or keep(root, version, unpack(received(size), version))
     except OSError as error:
         raise ValueError(f"{error.filename or os.path.join(root, FOLDER, version)}: {error.strerror}") from None
     if arguments:
         become(os.path.join(path, ENTRY), [*arguments, "--root", root])
+
+
+def received(size: int) -> bytes:
+    """An archive of that size from stdin; if that is 0, a line with its size comes first. Raises ValueError."""
+    if not size:
+        said = sys.stdin.buffer.readline(20).strip()
+        size = int(said) if said.isdigit() else 0
+    data = sys.stdin.buffer.read(min(size, ARCHIVE_BYTES))
+    if not size or len(data) < size:
+        raise ValueError("the connection ended before the script had arrived")
+    return data
 
 
 def become(script: str, arguments: Sequence[str]) -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from deployer import carrier
 
 from lab.ci import Ci, outcome_of, watched_processes
 from lab.world import World, allow_and_configure
@@ -46,12 +51,16 @@ def test_both_on(ci: Ci) -> None:
     world = ci.world
     for name in ("scheduler", "frontend"):
         world.boot(name)
+    scripts = carrier.own_files(world.clone / "scripts")
+    kept = world.machine("scheduler").root / "srv/app/deployers" / carrier.identity(scripts)
+    (kept / "deployer/errors.py").write_text("damaged by hand\n")  # so that it is carried there anew
     newest = world.commit(world.edit("frontend/board.css", "body {", "body{"))
     run = ci.merge()
     assert run.conclusion == "success", run.log
     assert [outcome_of(run, name) for name in ("scheduler", "frontend")] == ["deployed", "deployed"]
     assert world.machine("frontend").health() == {"status": 200, "commit": newest}
     assert commit_on(world, "scheduler") == newest
+    assert carrier.own_files(kept) == scripts
     one, two = (run.leg("deploy", machine=name) for name in ("scheduler", "frontend"))
     assert max(one.started, two.started) < min(one.ended, two.ended), "at the same time"
     assert (warnings(run), errors(run)) == ([], [])

@@ -462,6 +462,49 @@ def test_it_stands_alone() -> None:
     assert not any(node.level for node in imported if isinstance(node, ast.ImportFrom))
 
 
+# --- one that is kept there already ------------------------------------------------------------------
+
+
+def offered(root: Path, *words: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    """A push that says the size on stdin, where only one that needs the archive reads it."""
+    archive = carrier.pack(FILES)
+    return run(str(root), "0", ID, *words, input=b"%d\n" % len(archive) + archive if data is None else data)
+
+
+def test_of_one_that_is_kept_nothing_is_read(tmp_path: Path) -> None:
+    carrier.keep(str(tmp_path), ID, FILES)
+    os.utime(kept(tmp_path), (0, 0))
+    before = {path: path.stat().st_ino for path in kept(tmp_path).rglob("*")}
+    done = offered(tmp_path, "deploy", data=b"")
+    assert (done.returncode, done.stderr) == (0, "")
+    marker, line = done.stdout.splitlines()
+    assert marker.startswith(carrier.MARKER)
+    assert line == f"5 deploy --root {tmp_path} /dev/null 0"
+    assert {path: path.stat().st_ino for path in kept(tmp_path).rglob("*")} == before
+    assert kept(tmp_path).stat().st_mtime > 1e9, "else the next deploy might remove a version that is used"
+
+
+@pytest.mark.parametrize("damage", [None, *DAMAGE.values()], ids=["it is not there", *DAMAGE])
+def test_one_that_is_not_kept_whole_is_taken(tmp_path: Path, damage: Callable[[Path], Any] | None) -> None:
+    if damage:
+        carrier.keep(str(tmp_path), ID, FILES)
+        damage(kept(tmp_path))
+    done = offered(tmp_path, "deploy")
+    assert (done.returncode, done.stderr) == (0, "")
+    marker, line = done.stdout.splitlines()
+    assert line == f"5 deploy --root {tmp_path} /dev/null 0"
+    assert marker.startswith(carrier.MARKER)
+    assert is_whole(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"12", b"\n", b"-5\nabcde", b"x\n", b"7\nabc", b"9" * 30 + b"\nx"])
+def test_an_archive_without_its_size_is_told_and_nothing_stays(tmp_path: Path, data: bytes) -> None:
+    done = offered(tmp_path, "deploy", data=data)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "loader: the connection ended before the script had arrived\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 SETUP = b"import json, os, sys\nprint(json.dumps([sys.argv[1:], os.listdir(), sys.stdin.read()]))\nsys.exit(7)\n"
 
 

@@ -258,11 +258,11 @@ def test_what_is_not_ours_is_between_marks_that_it_cannot_end(
 
 def test_the_words_of_a_push() -> None:
     words = ["--machine", "web", "--role", "a", "--role", "b", "--contains", "abcd", "--full", "--root", "/srv/x"]
-    command = push_deploy.deploy_command(push_deploy.make_parser().parse_args(words), 7, "0123456789abcdef")
+    command = push_deploy.deploy_command(push_deploy.make_parser().parse_args(words), "0123456789abcdef")
     assert command[:2] == ["python3", "-c"]
     assert command[2] == carrier.program()
     assert command[3:] == (
-        "/srv/x 7 0123456789abcdef deploy --trigger cd --json --role a --role b --contains abcd --full".split()
+        "/srv/x 0 0123456789abcdef deploy --trigger cd --json --role a --role b --contains abcd --full".split()
     )
     asked = push_deploy.status_command("/srv/x", "0123456789abcdef")
     script = "/srv/x/deployers/0123456789abcdef/deploy_machine.py"
@@ -270,14 +270,15 @@ def test_the_words_of_a_push() -> None:
 
 
 def test_a_push_carries_at_most_100_kb() -> None:
-    archive, version = push_deploy.packed_version()
+    archive, (_, version) = push_deploy.packed_version(), push_deploy.own_version()
     options = push_deploy.make_parser().parse_args(["--machine", "web", "--role", "web", "--contains", "a" * 40])
-    command = shlex.join(push_deploy.deploy_command(options, len(archive), version))
+    command = shlex.join(push_deploy.deploy_command(options, version))
     size = len(archive) + len(command.encode())
     assert size <= 100_000
 
 
 def test_scripts_that_are_not_whole_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_deploy, "SCRIPTS", tmp_path)
+    push_deploy.own_version.cache_clear()
     with pytest.raises(PushError, match=f"{tmp_path} is not whole: .*deployer"):
-        push_deploy.packed_version()
+        push_deploy.own_version()
