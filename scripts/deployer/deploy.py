@@ -246,9 +246,10 @@ def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str)
     begins_anew = request.full or outdated or (request.force and current and not current.is_good)
     if current and current.commit == commit and not begins_anew:
         return settled(progress, current)
-    if current and is_rewound(progress, source, current, commit):
+    is_older = current and current.commit != commit and source.contains(current.commit, commit)
+    if current and is_older and was_newest(progress, source, current):
         log.notice(f"the branch was rewound: {source.branch} is at {memory.short(commit)}, without {current.short}")
-    elif current and current.commit != commit and not request.force and source.contains(current.commit, commit):
+    elif current and is_older and not request.force:
         message = f"{current.short} runs, which is newer than {memory.short(commit)}; --force goes back"
         outcome = settled(progress, current)
         return outcome._replace(name="superseded", message=message) if outcome.name == "unchanged" else outcome
@@ -261,10 +262,9 @@ def nothing_to_do(progress: memory.Progress, source: mirror.Mirror, commit: str)
     return None
 
 
-def is_rewound(progress: memory.Progress, source: mirror.Mirror, current: releases.Release, commit: str) -> bool:
-    """Whether what runs was the branch's newest commit, and the branch was put back to an earlier one since then."""
-    asked = progress.request.commit or current.commit == commit or current.meta.get("branch") != source.branch
-    return not asked and source.contains(current.commit, commit)
+def was_newest(progress: memory.Progress, source: mirror.Mirror, current: releases.Release) -> bool:
+    """Whether what runs was the branch's newest commit; if that is an earlier one now, it was put back."""
+    return not progress.request.commit and current.meta.get("branch") == source.branch
 
 
 def what_changed(machine: host.Machine, release: releases.Release) -> str:

@@ -62,11 +62,14 @@ def connections(slot: Slot) -> int:
     return sum(len(line) > 7 and line[7] == slot.bound and line[3] != "00010000" for line in lines)  # which listens
 
 
-def end(slot: Slot, role: config.Role, machine: host.Machine) -> None:
-    """End a slot that does not serve: first its socket, which would start it again; then what is under way, in time."""
+def end(slot: Slot, role: config.Role, machine: host.Machine, state: services.UnitState | None = None) -> None:
+    """End a slot that does not serve: first its socket, which would start it again; then what is under way, in time.
+
+    state: as it was just seen, else it is asked for.
+    """
     left, timeout = read_left(machine), 60.0
     left = left if left.get("slot") == slot.name else {}
-    if slots.is_running(slot):
+    if slots.is_running(slot, state):
         services.systemctl("stop --no-block" if not slot.name else "stop", slot.socket_unit, timeout)
         wait_for(lambda: not connections(slot), max(5.0, time_left(left, role)), f"{slot.service} still answers")
         services.systemctl("stop --no-block", slot.service, timeout)

@@ -31,8 +31,7 @@ class Subject(NamedTuple):
     units: tuple[str, ...] = ()  # that must be active
     old: Mapping[str, UnitState] = {}  # units as they were before: their processes must be other ones now
     socket: str = ""  # of the slot that paths are asked through; empty: nginx, at 127.0.0.1
-    is_new: bool = False  # it does not serve yet: no question may go the way of the users
-    times: int = 1  # how often each URL is asked, at the first look
+    is_new: bool = False  # it does not serve yet: no question may go the way of the users, and each worker is asked
     was_proved: bool = False  # a moment ago, by these very processes: one look is enough
     is_spoiled: Callable[[], bool] = bool  # whether what it answers does not matter any more
 
@@ -123,10 +122,10 @@ class Answer(NamedTuple):
     status: int = 0
 
 
-def probe(subject: Subject, deadline: float, watch: Callable[[], object] = bool) -> Answer:
-    """Ask every health URL and run every check once, until the deadline."""
+def probe(subject: Subject, deadline: float, watch: Callable[[], object] = bool, times: int = 1) -> Answer:
+    """Ask every health URL so many times and run every check once, until the deadline."""
     for url, headers in subject.questions():
-        for _ in range(subject.times):
+        for _ in range(times):
             answer = ask(url, min(max(1.0, deadline - time.monotonic()), PROBE_TIMEOUT), headers, watch)
             if answer.problem:
                 return answer
@@ -177,12 +176,16 @@ class Watch:
                 raise errors.Unhealthy(wrong, services.journal_of(unit))
             problem = problem or wrong
             if self.subject.is_new:
-                self.look_at_workers(unit)
+                self.look_at_workers(unit, state)
         return problem
 
-    def look_at_workers(self, unit: str) -> None:
+    def times(self) -> int:
+        """How often a release that does not serve yet is asked, so that each of its workers is likely to answer."""
+        return max(3, min(20, 2 * self.most)) if self.subject.is_new else 1
+
+    def look_at_workers(self, unit: str, state: UnitState) -> None:
         """Raise Unhealthy if they end again and again: the unit itself would stay active for ever."""
-        now = services.workers(unit)
+        now = services.workers(state)
         self.workers.update(now)
         self.most = max(self.most, len(now))
         if (ended := len(self.workers) - len(now)) > MANY_DEATHS * self.most:
@@ -218,8 +221,8 @@ def wait_until_healthy(subject: Subject) -> None:
     healthy_since, erring_since, told = 0.0, 0.0, False
     while True:
         answer = Answer(watch.look())
-        asked = subject._replace(times=1) if healthy_since else subject  # the second look: does it stay so
-        answer = answer if answer.problem else probe(asked, deadline, watch.look)
+        times = 1 if healthy_since else watch.times()  # the second look: does it stay so
+        answer = answer if answer.problem else probe(subject, deadline, watch.look, times)
         moment = time.monotonic()
         erring_since = (erring_since or moment) if answer.status >= 500 else 0.0
         healthy_since = 0.0 if answer.problem else healthy_since or moment

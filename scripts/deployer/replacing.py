@@ -24,17 +24,21 @@ def prove(progress: memory.Progress, release: Release) -> Slot | None:
         return None
     both = slots.slots_of(role)
     now = slots.serving(current, both)
-    if not now or not slots.is_running(now) or not has_memory(now):
+    if not now:
         return None
     slot = slots.idle(both, now)
+    serves, rests = slots.states_of([now, slot])
+    if not slots.is_running(now, serves) or not has_memory(now, serves):
+        return None
     log.ready()  # an instance is ordered behind the unit of a boot's deploy; one serves already
     progress.stage("proving")
-    was_left = slots.is_running(slot) and slots.release_in(machine, slot) == release  # and has not ended yet
+    runs = slots.is_running(slot, rests)
+    was_left = runs and slots.release_in(machine, slot) == release  # and has not ended yet
     try:
         if not was_left:
-            draining.end(slot, role, machine)
+            draining.end(slot, role, machine, rests)
             slots.place(machine, slot, release)
-            slots.start(slot, release.settings().service_timeout)
+            slots.start(slot, release.settings().service_timeout, None if runs else rests)
         subject = newcomer(machine, release, role, slot)
         health.wait_until_healthy(subject._replace(is_spoiled=progress.pending.is_spoiled))
     except (errors.Unhealthy, errors.CommandError) as error:
@@ -76,15 +80,13 @@ def give_slot(progress: memory.Progress, release: Release) -> None:
 
 
 def newcomer(machine: host.Machine, release: Release, role: config.Role, slot: Slot) -> health.Subject:
-    """A release that runs in a slot and does not serve yet; asked so often that each worker is likely to answer."""
-    subject = health.Subject(machine, release, release.settings(), (role,), (slot.service,), {}, slot.socket, True)
-    return subject._replace(times=max(3, min(20, 2 * len(services.workers(slot.service)))))
+    """A release that runs in a slot and does not serve yet."""
+    return health.Subject(machine, release, release.settings(), (role,), (slot.service,), {}, slot.socket, True)
 
 
-def has_memory(slot: Slot) -> bool:
+def has_memory(slot: Slot, state: services.UnitState) -> bool:
     """Whether there is room for a second one like this."""
-    main = services.states_of([slot.service])[slot.service].get("MainPID", "0")
-    pids = [main, *(worker.partition(" ")[0] for worker in services.workers(slot.service))]
+    pids = [state.get("MainPID", "0"), *(worker.partition(" ")[0] for worker in services.workers(state))]
     needed = sum(kilobytes(f"/proc/{pid}/status", "VmRSS") for pid in pids)
     available = kilobytes("/proc/meminfo", "MemAvailable")
     if available < needed:
@@ -115,15 +117,16 @@ def bring(progress: memory.Progress, release: Release) -> list[dict[str, str]]:
         slots.place(machine, slot, release)
         files.replace_link(release.path / ".socket", slot.socket)
     action, is_other = "none", bool(slot.name) and slots.release_in(machine, slot) != release
-    if is_other or not slots.is_running(slot):
+    state = slots.state_of(slot)
+    if is_other or not slots.is_running(slot, state):
         for other in both:
             if slots.is_running(other) and (other != slot or is_other):  # no memory for two, or it was not well
                 draining.end(other, role, machine)
         if slot.name:
             slots.place(machine, slot, release)
         slots.start(slot, release.settings().service_timeout)
-        action = "started"
-    return [{"unit": slot.service, "state": slots.state_of(slot), "action": action}]
+        action, state = "started", slots.state_of(slot)
+    return [{"unit": slot.service, "state": state["ActiveState"], "action": action}]
 
 
 def renew(progress: memory.Progress, release: Release) -> None:

@@ -103,9 +103,9 @@ def states_of(units: Sequence[str]) -> dict[str, UnitState]:
     return dict(zip(units, blocks))
 
 
-def workers(unit: str) -> list[str]:
+def workers(state: UnitState) -> list[str]:
     """The processes that a unit's main one has started, each as pid and start: no other one will have both."""
-    main = states_of([unit])[unit].get("MainPID", "0")
+    main = state.get("MainPID", "0")
     found = []
     with contextlib.suppress(OSError):  # the main one has ended
         for task in Path(f"/proc/{main}/task").glob("*/children") if main != "0" else ():

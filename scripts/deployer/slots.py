@@ -39,21 +39,22 @@ def role_of(machine: host.Machine, release: Release | None) -> config.Role | Non
 def slots_of(role: config.Role) -> list[Slot]:
     """Both slots, and what version 0.1 served from, where that is still there. Raises CommandError: not installed."""
     names = [config.instance(role.slots, name, kind) for name in config.SLOTS for kind in ("service", "socket")]
-    states = services.states_of(names)
-    for unit, state in states.items():
-        if state["LoadState"] != "loaded":
-            raise errors.CommandError(f"{unit} is not installed ({state['LoadState']}): run setup_machine.py")
+    unit_before, service_before = services.before_slots(role)
+    states = services.states_of([*names, unit_before])
+    for unit in names:
+        if (found := states[unit]["LoadState"]) != "loaded":
+            raise errors.CommandError(f"{unit} is not installed ({found}): run setup_machine.py")
     slots = []
     for name in config.SLOTS:
         service, unit = (config.instance(role.slots, name, kind) for kind in ("service", "socket"))
         path = states[unit].get("Listen", "").partition(" ")[0]
         slots.append(Slot(name, service, unit, path, path))
-    unit, service = services.before_slots(role)
-    about = services.states_of([unit])[unit]
+    about = states[unit_before]
     if "/slots.conf" not in about.get("DropInPaths", ""):  # by which setup has tied it in: else a person's own
         return slots
     bound = about.get("Listen", "").partition(" ")[0]
-    return [*slots, Slot("", service, unit, f"/run/{service[: -len('.service')]}-old.sock", bound)]
+    path = f"/run/{service_before[: -len('.service')]}-old.sock"
+    return [*slots, Slot("", service_before, unit_before, path, bound)]
 
 
 def serving(release: Release, slots: Sequence[Slot]) -> Slot | None:
@@ -78,12 +79,18 @@ def units_of(machine: host.Machine, release: Release | None) -> list[str]:
     return [*units, *reloads, *([slot.service] if slot else [])]
 
 
-def state_of(slot: Slot) -> str:
-    return services.states_of([slot.service])[slot.service]["ActiveState"]
+def state_of(slot: Slot) -> services.UnitState:
+    return states_of([slot])[0]
 
 
-def is_running(slot: Slot) -> bool:
-    return state_of(slot) not in STOPPED
+def states_of(slots: Sequence[Slot]) -> list[services.UnitState]:
+    """What systemd says of the service of each, in one call."""
+    return list(services.states_of([slot.service for slot in slots]).values())
+
+
+def is_running(slot: Slot, state: services.UnitState | None = None) -> bool:
+    """state: as it was just seen, else it is asked for."""
+    return (state or state_of(slot))["ActiveState"] not in STOPPED
 
 
 def release_in(machine: host.Machine, slot: Slot) -> Release | None:
@@ -111,13 +118,14 @@ def place(machine: host.Machine, slot: Slot, release: Release) -> None:
         files.replace_link(release.path / ".socket", slot.socket)
 
 
-def start(slot: Slot, timeout: float) -> None:
-    forget_failure(slot)
+def start(slot: Slot, timeout: float, state: services.UnitState | None = None) -> None:
+    """Start a slot. state: as it was just seen, else it is asked for."""
+    forget_failure(slot, state)
     services.systemctl("start", slot.socket_unit, timeout)
     services.systemctl("start", slot.service, timeout)
 
 
-def forget_failure(slot: Slot) -> None:
+def forget_failure(slot: Slot, state: services.UnitState | None = None) -> None:
     """That it had to be killed is told in the deploy's own words; nobody has to look after the unit."""
-    if state_of(slot) == "failed":
+    if (state or state_of(slot))["ActiveState"] == "failed":
         services.systemctl("reset-failed", slot.service, 60)

@@ -108,7 +108,8 @@ def workers_of(machine: host.Machine, release: releases.Release) -> tuple[str, l
     slot = slots.serving(release, slots.slots_of(role)) if role else None
     if not slot:
         return "", []
-    return services.states_of([slot.service])[slot.service]["InvocationID"], services.workers(slot.service)
+    state = slots.state_of(slot)
+    return state["InvocationID"], services.workers(state)
 
 
 def lives_for_a_while(machine: host.Machine, release: releases.Release) -> bool:
