@@ -31,7 +31,6 @@ if sys.version_info < (3, 9):
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import os
 import re
@@ -43,7 +42,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Callable, NoReturn, Optional
+from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional
 
 import github
 import scout
@@ -106,8 +105,7 @@ class Cancelled(BaseException):
 # --- what is known about an attempt, and what it means ---------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What one ssh connection left."""
 
     code: int  # of ssh: the remote command's, or 255
@@ -178,8 +176,7 @@ def last_line(text: str) -> str:
 # --- the machine, as the secrets say -----------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     host: str
     port: str
     user: str
