@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from deployer import (
     attempt,
@@ -90,12 +90,13 @@ def bring_from(progress: memory.Progress, source: mirror.Mirror) -> memory.Outco
         signatures.check_descent(machine, source, progress.previous or "", wanted)
     tree = source.tree(wanted)
     handover.hand_over(progress, source, tree, tip)
+    leaving = run.Background(lambda: changed_by_hand(machine))
     commit = source.load(wanted, tree)
     host.roles_of(machine, commit.settings)
     good = releases.good_one(machine, releases.current(machine))
-    name_drift(progress, releases.current(machine))
     with replacing.making_room(progress):
         release = build.build(progress, source, commit)
+    name_drift(progress, leaving.result())
     outcome = switching.switch_and_confirm(progress, release, good, "deploy")
     return tidied(progress, release, outcome)
 
@@ -280,14 +281,21 @@ def what_changed(machine: host.Machine, release: releases.Release) -> str:
     return inputs.changes({**made_with, **read}, {**now, **present})
 
 
-def name_drift(progress: memory.Progress, current: releases.Release | None) -> None:
+def changed_by_hand(machine: host.Machine) -> list[drift.Found]:
+    """What somebody changed in the release that runs; if nobody can tell, nothing: what is deployed matters more."""
+    current = releases.current(machine)
+    with contextlib.suppress(errors.DeployError, OSError):
+        return (drift.of_files(machine, current) if current else []) or []
+    return []
+
+
+def name_drift(progress: memory.Progress, found: Sequence[drift.Found]) -> None:
     """Say what somebody changed by hand in the release that is about to be replaced."""
-    with contextlib.suppress(errors.DeployError, OSError):  # what is deployed matters more
-        found = drift.of_files(progress.machine, current) if current else []
-        if current and found:
-            warning = f"changed by hand in {current.short}, and not in what replaces it: {drift.in_words(found)}"
-            log.warning(warning)
-            progress.warnings.append(warning)
+    if found and progress.previous:
+        left = memory.short(progress.previous)
+        warning = f"changed by hand in {left}, and not in what replaces it: {drift.in_words(found)}"
+        log.warning(warning)
+        progress.warnings.append(warning)
 
 
 def stays_bad(request: memory.Request, bad: Mapping[str, str]) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployer import errors, files, host, log, mirror, observe, releases, tools
+from deployer import errors, files, host, log, mirror, observe, releases, run, tools
 
 MANY = 1000  # paths whose content is compared; of those beyond, size and time
 LARGE = 1_000_000  # bytes; the same
@@ -77,8 +77,13 @@ def differing(repository: Path, tree: Path, index: Path) -> tuple[list[str], lis
     common += mirror.options_of({"core.bare": "false", "core.trustctime": "false", "core.checkStat": "minimal"})
     diff = ["diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules=all", "-z"]
     asked = [[*common, *query] for query in (diff, ["ls-files", "--others", "--directory", "-z"])]
-    changed, others = (mirror.git(query, index=index, cwd=tree, most=mirror.MOST_PATHS).out for query in asked)
-    return changed.split("\0")[:-1], others.split("\0")[:-1]
+
+    def paths(query: Sequence[str]) -> list[str]:
+        return mirror.git(query, index=index, cwd=tree, most=mirror.MOST_PATHS).out.split("\0")[:-1]
+
+    changed = run.Background(lambda: paths(asked[0]))  # both walk through the whole tree
+    others = paths(asked[1])
+    return changed.result(), others
 
 
 def what_is(path: Path, by_content: bool) -> str:

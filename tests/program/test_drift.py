@@ -61,7 +61,7 @@ def test_a_deploy_names_it_before_it_replaces_it(built: App) -> None:
     done = built.deploy()
     warning = f"changed by hand in {left[:8]}, and not in what replaces it: src/a (changed)"
     assert done.result["warnings"] == [warning]
-    assert done.log.index(warning) < done.log.index("building release")
+    assert done.log.index(warning) < done.log.index("switched to")
     assert drift(built) == []
     assert built.run("rollback").code == 0
     assert drift(built) == [("changed", "src/a")], "and it is known again where one goes back to it"
