@@ -320,12 +320,9 @@ class Ssh:
 
 def feed(stream: IO[bytes], archive: Callable[[], bytes]) -> None:
     """Write the archive's size, all of it, and close; a connection that ends meanwhile is told by ssh itself."""
-    data = archive()
-    try:
+    with contextlib.suppress(OSError), stream:
+        data = archive()
         stream.write(b"%d\n" % len(data) + data)
-        stream.close()
-    except OSError:
-        pass
 
 
 def pass_on(stream: IO[bytes], on_line: Callable[[str], None], last: list[str]) -> None:
