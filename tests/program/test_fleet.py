@@ -124,12 +124,11 @@ print('{{"schema": 1, "machine": "x", "commit": "{COMMIT}", "healthy": true, "si
 
 @pytest.mark.slow
 def test_one_that_takes_too_long_or_says_too_much_is_cut_off(fleet: Fleet) -> None:
-    most = 15  # seconds: the limit is 10, and Python starts late on a busy computer
     fleet.answers("import time; time.sleep(60)")
     code, out, _, seconds = fleet.run("--json", "--machine", "night", night="answers")
-    assert (code, states(out), seconds < most) == (1, {"night": "unknown"}, True)
+    assert (code, states(out), seconds < 10) == (1, {"night": "unknown"}, True)
     fleet.answers("while True: print('x' * 1_000_000)")
-    assert fleet.run("--machine", "night", night="answers")[3] < most
+    assert fleet.run("--machine", "night", night="answers")[3] < 10
 
 
 def test_what_a_machine_says_reaches_no_terminal(fleet: Fleet) -> None:
