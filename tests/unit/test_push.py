@@ -277,6 +277,16 @@ def test_a_push_carries_at_most_100_kb() -> None:
     assert size <= 100_000
 
 
+def test_the_way_to_a_machine_is_closed_also_without_an_archive() -> None:
+    def fails() -> bytes:
+        raise ImportError("bz2")
+
+    stream = io.BytesIO()
+    with pytest.raises(ImportError):
+        push_deploy.feed(stream, fails)
+    assert stream.closed, "else the machine waits two minutes for what does not come"
+
+
 def test_scripts_that_are_not_whole_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_deploy, "SCRIPTS", tmp_path)
     push_deploy.own_version.cache_clear()
