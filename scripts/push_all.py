@@ -119,7 +119,7 @@ def push_all(machines: Sequence[Machine], options: argparse.Namespace) -> dict[s
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="push-all-")))
         try:
             env = stack.enter_context(push_deploy.Agent(folder, key))
-            push_deploy.own_version()
+            push_deploy.packed_version()  # once, not by each machine's thread
         except push_deploy.PushError as error:
             raise errors.UsageError(str(error)) from None
         deploys = {}

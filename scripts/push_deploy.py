@@ -91,7 +91,7 @@ FAILURES = (
 )
 
 
-Archive = Optional[Callable[[], bytes]]
+Archive = Optional[Callable[[], bytes]]  # makes what a command is given on its stdin; None: nothing
 
 
 class PushError(Exception):
@@ -396,7 +396,7 @@ def own_version() -> tuple[dict[str, bytes], str]:
 
 @functools.cache
 def packed_version() -> bytes:
-    """The archive of them."""
+    """The archive of them. Raises PushError."""
     return carrier.pack(own_version()[0])
 
 
