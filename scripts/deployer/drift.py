@@ -76,13 +76,12 @@ def differing(repository: Path, tree: Path, index: Path) -> tuple[list[str], lis
     # times and owners alone are no change: a backup that was restored has others
     common += mirror.options_of({"core.bare": "false", "core.trustctime": "false", "core.checkStat": "minimal"})
     diff = ["diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules=all", "-z"]
-    asked = [[*common, *query] for query in (diff, ["ls-files", "--others", "--directory", "-z"])]
 
     def paths(query: Sequence[str]) -> list[str]:
-        return mirror.git(query, index=index, cwd=tree, most=mirror.MOST_PATHS).out.split("\0")[:-1]
+        return mirror.git([*common, *query], index=index, cwd=tree, most=mirror.MOST_PATHS).out.split("\0")[:-1]
 
-    changed = run.Background(lambda: paths(asked[0]))  # both walk through the whole tree
-    others = paths(asked[1])
+    changed = run.Background(lambda: paths(diff))  # both walk through the whole tree
+    others = paths(["ls-files", "--others", "--directory", "-z"])
     return changed.result(), others
 
 
