@@ -8,8 +8,8 @@
 sshd then starts this, whatever the key's holder asked for, and tells what that was in
 $SSH_ORIGINAL_COMMAND. Two requests are granted, word for word and nothing beside them: push_deploy.py's for a
 deploy, and the question for the status (`status --json`, with --since and --within where this machine's version
-knows them). Both run this machine's own bin/deploy_machine.py; the version that a push carries along is read and
-thrown away, because running it would be running anything. The commit's own takes over in the deploy, as it does
+knows them). Both run this machine's own bin/deploy_machine.py; the version that a push carries along is thrown
+away, because running it would be running anything. The commit's own takes over in the deploy, as it does
 at a boot. So many connections have this key at the same time, and no more: SESSIONS.
 
 It needs Python 3.9 or newer and nothing outside the standard library.
